@@ -1,0 +1,77 @@
+use super::*;
+
+const CART: &str = "spiffe://cluster.local/ns/shop/sa/cart";
+
+/// A nodes file of its own for each test, gone with it.
+struct NodesFile(PathBuf);
+
+impl NodesFile {
+    fn new(name: &str, text: &str) -> Self {
+        let file = Self(std::env::temp_dir().join(format!("nodes-{name}-{}.json", std::process::id())));
+        file.replace(text);
+        file
+    }
+
+    fn replace(&self, text: &str) {
+        let new = self.0.with_extension("new");
+        fs::write(&new, text).unwrap();
+        fs::rename(&new, &self.0).unwrap();
+    }
+}
+
+impl Drop for NodesFile {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+fn one_node(token: &str, identity: &str) -> String {
+    format!(r#"{{"nodes":[{{"name":"node1","token":"{token}","identities":["{identity}"]}}]}}"#)
+}
+
+#[test]
+fn a_node_is_known_by_its_token_and_may_ask_for_its_own_pods() {
+    let file = NodesFile::new("known", &one_node("t1", CART));
+    let nodes = Nodes::open(&file.0).unwrap();
+    let node = nodes.authenticate("t1").unwrap();
+    assert_eq!(node.name, "node1");
+    assert!(node.may_ask_for(&CART.parse().unwrap()));
+    assert!(!node.may_ask_for(&"spiffe://cluster.local/ns/shop/sa/bank".parse().unwrap()));
+    for other in ["", "t", "t11", "T1"] {
+        assert!(nodes.authenticate(other).is_none(), "{other:?} is no token");
+    }
+}
+
+#[test]
+fn a_changed_file_counts_at_once_and_a_broken_one_not_at_all() {
+    let file = NodesFile::new("changed", &one_node("t1", CART));
+    let nodes = Nodes::open(&file.0).unwrap();
+    file.replace(&one_node("t2", CART));
+    assert!(nodes.authenticate("t1").is_none());
+    assert!(nodes.authenticate("t2").is_some());
+    file.replace("{");
+    assert!(nodes.authenticate("t2").is_some(), "the last good file stays in force");
+    fs::remove_file(&file.0).unwrap();
+    assert!(nodes.authenticate("t2").is_some());
+    file.replace(&one_node("t3", CART));
+    assert!(nodes.authenticate("t3").is_some());
+}
+
+#[test]
+fn all_mistakes_of_a_file_are_told_without_any_token() {
+    let text = r#"{"nodes":[
+        {"name":"a","token":"secret","identities":["spiffe://x"]},
+        {"name":"a","token":"secret","identities":[]},
+        {"name":"","token":"","identities":[]}]}"#;
+    let file = NodesFile::new("mistakes", text);
+    let error = Nodes::open(&file.0).unwrap_err().to_string();
+    for part in
+        ["spiffe://x", "node a is there twice", "another node's", "no name", "is empty", "nodes-mistakes"]
+    {
+        assert!(error.contains(part), "{error} lacks {part}");
+    }
+    assert!(!error.contains("secret"), "{error}");
+    let file = NodesFile::new("unknown-key", r#"{"nodes":[{"name":"a","tokens":"x","identities":[]}]}"#);
+    let error = Nodes::open(&file.0).unwrap_err().to_string();
+    assert!(error.contains("tokens") && error.contains("line 1"), "{error}");
+}

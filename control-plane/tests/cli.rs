@@ -1,0 +1,113 @@
+//! The binary as an operator meets it.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str, nodes: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("controller-cli-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        std::fs::create_dir_all(&path).unwrap();
+        std::fs::write(path.join("nodes.json"), nodes).unwrap();
+        Self(path)
+    }
+
+    fn controller(&self) -> Command {
+        let mut command = controller();
+        command.args(["--listen", "127.0.0.1:0", "--host", "127.0.0.1"]);
+        command.arg("--ca-dir").arg(self.0.join("ca")).arg("--nodes").arg(self.0.join("nodes.json"));
+        command
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn controller() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ztunnel-controller"));
+    command.env_clear();
+    command
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn wait(child: &mut Child) -> std::process::ExitStatus {
+    let end = Instant::now() + DEADLINE;
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status;
+        }
+        assert!(Instant::now() < end, "the controller does not end");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn version_and_help_are_there() {
+    let output = controller().arg("--version").output().unwrap();
+    assert!(output.status.success());
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        format!("ztunnel-controller {}\n", env!("CARGO_PKG_VERSION"))
+    );
+    let output = controller().arg("--help").output().unwrap();
+    let help = String::from_utf8_lossy(&output.stdout).into_owned();
+    for option in ["--listen", "--ca-dir", "--nodes", "--host", "--max-ttl"] {
+        assert!(help.contains(option), "{help} lacks {option}");
+    }
+}
+
+#[test]
+fn what_is_not_understood_is_refused() {
+    let folder = Folder::new("refused", r#"{"nodes":[]}"#);
+    let output = folder.controller().arg("--colour").output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("--colour"), "{}", stderr(&output));
+    let output = controller().output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("--listen"), "{}", stderr(&output));
+    for ttl in ["0s", "forever", "-1h", "99999999999999999999d"] {
+        let output = folder.controller().arg(format!("--max-ttl={ttl}")).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "--max-ttl={ttl}");
+    }
+}
+
+#[test]
+fn files_that_cannot_be_used_end_the_start_and_are_named() {
+    let folder = Folder::new("files", "{");
+    let output = folder.controller().output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("nodes.json"), "{}", stderr(&output));
+}
+
+#[test]
+fn it_says_ready_and_ends_cleanly_at_sigterm() {
+    let folder = Folder::new("ready", r#"{"nodes":[]}"#);
+    let mut child = folder.controller().stderr(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let mut lines = lines.map(Result::unwrap);
+    let ready = lines.find(|line| line.contains("ready")).expect("it becomes ready");
+    assert!(ready.contains("address=127.0.0.1:"), "{ready}");
+    assert!(folder.0.join("ca/root-cert.pem").exists() && folder.0.join("ca/root-key.pem").exists());
+    terminate(&child);
+    assert!(wait(&mut child).success());
+    assert!(lines.any(|line| line.contains("stopped")));
+}
+
+fn terminate(child: &Child) {
+    let pid = i32::try_from(child.id()).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM).unwrap();
+}

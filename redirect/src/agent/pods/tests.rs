@@ -1,0 +1,116 @@
+use std::path::PathBuf;
+
+use super::*;
+use crate::rules::fixture::Named;
+
+struct Bed {
+    namespace: Named,
+    folder: PathBuf,
+}
+
+impl Bed {
+    fn new(name: &str) -> Self {
+        let folder = std::env::temp_dir().join(format!("pods-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a temporary folder");
+        Self { namespace: Named::make(folder.join("netns")), folder }
+    }
+
+    fn pods(&self) -> Pods {
+        Pods::new(Record::beside(&self.folder.join("redirect.sock")))
+    }
+
+    fn pod(&self) -> Pod {
+        Pod {
+            uid: "u".into(),
+            name: "p".into(),
+            namespace: "n".into(),
+            service_account: "a".into(),
+            netns: self.namespace.path.clone(),
+            addresses: vec!["10.0.0.1".parse().expect("an address")],
+        }
+    }
+
+    async fn dump(&self) -> Vec<Vec<u8>> {
+        let dump = || rules::dump().expect("a dump");
+        self.namespace.open().run(dump).await.expect("work in the namespace")
+    }
+}
+
+impl Drop for Bed {
+    fn drop(&mut self) {
+        let _ = self.namespace.remove();
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn kinds(changes: &[Change]) -> Vec<&'static str> {
+    let kind = |change: &Change| match change().expect("descriptors can be duplicated").message {
+        to_proxy::Message::PodAdded(_) => "added",
+        to_proxy::Message::PodRemoved(_) => "removed",
+        _ => "other",
+    };
+    changes.iter().map(kind).collect()
+}
+
+#[tokio::test]
+async fn a_withdrawn_pod_is_as_it_was_before() {
+    let bed = Bed::new("withdrawn");
+    let before = bed.dump().await;
+    let mut pods = bed.pods();
+    assert_eq!(kinds(&pods.listed(vec![bed.pod()]).await), ["added"]);
+    assert_ne!(bed.dump().await, before, "rules are there");
+    assert_eq!(kinds(&pods.listed(vec![bed.pod()]).await), [""; 0], "nothing changed");
+    assert_eq!(pods.snapshot().len(), 2, "the pod and the end of the snapshot");
+    assert_eq!(kinds(&pods.listed(Vec::new()).await), ["removed"]);
+    assert_eq!(bed.dump().await, before, "every byte is as before");
+}
+
+#[tokio::test]
+async fn rules_outlive_the_agent_and_its_successor_withdraws_what_left_the_source() {
+    let bed = Bed::new("successor");
+    let before = bed.dump().await;
+    let mut pods = bed.pods();
+    pods.listed(vec![bed.pod()]).await;
+    drop(pods);
+    assert_ne!(bed.dump().await, before, "rules stay when the agent dies");
+    bed.pods().listed(Vec::new()).await;
+    assert_eq!(bed.dump().await, before);
+}
+
+#[tokio::test]
+async fn a_successor_adopts_the_listeners_that_a_proxy_kept() {
+    let bed = Bed::new("adopts");
+    let mut pods = bed.pods();
+    pods.listed(vec![bed.pod()]).await;
+    let kept = pods.captured["u"].installed.listeners().try_clone().expect("descriptors");
+    drop(pods);
+    let mut successor = bed.pods();
+    assert!(successor.listed(vec![bed.pod()]).await.is_empty(), "the ports are in use by the proxy");
+    assert_eq!(kinds(&successor.adopt(vec![("u".into(), kept)]).await), ["added"]);
+}
+
+#[tokio::test]
+async fn foreign_sockets_are_not_adopted() {
+    let bed = Bed::new("foreign");
+    let mut pods = bed.pods();
+    let listed = bed.pod();
+    // A port that is taken keeps the pod waiting, so that what is handed back is looked at.
+    let take = || std::net::TcpListener::bind("[::]:15001").expect("a free port");
+    let taken = bed.namespace.open().run(take).await.expect("work in the namespace");
+    assert!(pods.listed(vec![listed]).await.is_empty());
+    let own = || std::net::TcpListener::bind("127.0.0.1:0").expect("loopback");
+    let forged = Listeners { outbound: own(), plaintext: own(), hbone: own() };
+    assert!(pods.adopt(vec![("u".into(), forged)]).await.is_empty());
+    assert!(pods.captured.is_empty());
+    drop(taken);
+}
+
+#[tokio::test]
+async fn a_namespace_that_is_gone_lets_go_of_everything() {
+    let bed = Bed::new("gone");
+    let mut pods = bed.pods();
+    pods.listed(vec![bed.pod()]).await;
+    bed.namespace.remove().expect("it was there");
+    assert_eq!(kinds(&pods.look().await), ["removed"]);
+    assert!(pods.captured.is_empty());
+}

@@ -1,0 +1,220 @@
+//! The agent's end: accepts proxies, and carries messages between them and the agent's task.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::socket::{getsockopt, sockopt};
+use socket2::{Domain, SockAddr, Socket, Type};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::mpsc;
+
+use super::wire::proto::{self, to_agent, to_proxy};
+use super::wire::{Connection, VERSION};
+use crate::readiness::watched;
+use crate::sockets::Listeners;
+
+/// A proxy must say Hello, and hand back what it holds, within this time.
+const HELLO_DEADLINE: Duration = Duration::from_secs(5);
+/// A proxy that takes no message for so long is cut off.
+const SEND_DEADLINE: Duration = Duration::from_secs(5);
+/// More pods than a node can have.
+const MOST_HELD: u32 = 4096;
+/// Messages that wait for one proxy.
+const QUEUE: usize = 8192;
+
+#[derive(Debug, thiserror::Error)]
+#[error("broker socket {path}: {source}")]
+pub struct Error {
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// A message to a proxy with its descriptors.
+pub struct Outgoing {
+    pub message: to_proxy::Message,
+    pub descriptors: Vec<OwnedFd>,
+}
+
+/// One connected proxy; the number tells connections apart.
+pub type ProxyId = u64;
+
+/// What proxies say.
+pub enum Incoming {
+    Joined { proxy: ProxyId, held: Vec<(String, Listeners)>, queue: mpsc::Sender<Outgoing> },
+    Refill { proxy: ProxyId, uid: String, count: u32 },
+    Ready { uid: String },
+    Failed { uid: String, reason: String },
+    Left { proxy: ProxyId },
+}
+
+/// The listening end.
+pub struct Server {
+    socket: AsyncFd<OwnedFd>,
+    proxy_uid: u32,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    #[error("{0}")]
+    Wire(#[from] super::wire::Error),
+    #[error("version {0} is not spoken here (this agent speaks {VERSION})")]
+    Version(u32),
+    #[error("no Hello within {} s", HELLO_DEADLINE.as_secs())]
+    Silent,
+    #[error("the first message is not a Hello")]
+    NoHello,
+    #[error("more than {MOST_HELD} held pods")]
+    TooMany,
+    #[error("held pod {0} comes without three listeners")]
+    Held(String),
+    #[error("the proxy went away")]
+    Gone,
+    #[error("an unexpected message")]
+    Unexpected,
+}
+
+impl Server {
+    /// Binds the socket for the proxy's user; a file that an earlier agent left is replaced.
+    pub fn bind(path: &Path, proxy_uid: u32) -> Result<Self, Error> {
+        let bind = || {
+            match std::fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None)?;
+            socket.set_nonblocking(true)?;
+            socket.bind(&SockAddr::unix(path)?)?;
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+            chown(path, Some(proxy_uid), None)?;
+            socket.listen(16)?;
+            watched(socket.into())
+        };
+        let socket = bind().map_err(|source| Error { path: path.to_owned(), source })?;
+        Ok(Self { socket, proxy_uid })
+    }
+
+    /// Accepts for ever.
+    pub async fn serve(self, incoming: mpsc::Sender<Incoming>) {
+        for proxy in 1.. {
+            let accept = |socket: &OwnedFd| socket2::SockRef::from(socket).accept().map(|(peer, _)| peer);
+            let accepted = match self.socket.async_io(Interest::READABLE, accept).await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "accepting a proxy failed");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            match getsockopt(&accepted, sockopt::PeerCredentials) {
+                Ok(peer) if peer.uid() == self.proxy_uid => {
+                    tokio::spawn(attend(proxy, accepted, incoming.clone()));
+                }
+                Ok(peer) => {
+                    tracing::warn!(
+                        uid = peer.uid(),
+                        expected = self.proxy_uid,
+                        pid = peer.pid(),
+                        "connection refused: wrong user"
+                    );
+                }
+                Err(error) => tracing::warn!(%error, "connection refused: no peer credentials"),
+            }
+        }
+    }
+}
+
+async fn attend(proxy: ProxyId, socket: Socket, incoming: mpsc::Sender<Incoming>) {
+    let connection = match socket.set_nonblocking(true).and_then(|()| Connection::new(socket.into())) {
+        Ok(connection) => Arc::new(connection),
+        Err(error) => return tracing::warn!(%error, "connection not usable"),
+    };
+    let greeted =
+        tokio::time::timeout(HELLO_DEADLINE, greet(&connection)).await.unwrap_or(Err(Refused::Silent));
+    let held = match greeted {
+        Ok(held) => held,
+        Err(refused) => {
+            tracing::warn!(proxy, error = %refused, "proxy refused");
+            let reason = to_proxy::Message::Refused(proto::Refused { reason: refused.to_string() });
+            let farewell = proto::ToProxy { message: Some(reason) };
+            let _ = tokio::time::timeout(SEND_DEADLINE, connection.send(&farewell, &[])).await;
+            return;
+        }
+    };
+    let (queue, outgoing) = mpsc::channel(QUEUE);
+    let welcome = to_proxy::Message::Welcome(proto::Welcome { version: VERSION });
+    // The queue is new, so there is room.
+    let _ = queue.try_send(Outgoing { message: welcome, descriptors: Vec::new() });
+    if incoming.send(Incoming::Joined { proxy, held, queue }).await.is_err() {
+        return;
+    }
+    tracing::info!(proxy, "proxy connected");
+    let error = tokio::select! {
+        error = write(&connection, outgoing) => error,
+        error = read(proxy, &connection, &incoming) => error,
+    };
+    tracing::info!(proxy, reason = %error, "proxy disconnected");
+    let _ = incoming.send(Incoming::Left { proxy }).await;
+}
+
+async fn greet(connection: &Connection) -> Result<Vec<(String, Listeners)>, Refused> {
+    let (first, _) = connection.receive::<proto::ToAgent>().await?.ok_or(Refused::Gone)?;
+    let Some(to_agent::Message::Hello(hello)) = first.message else { return Err(Refused::NoHello) };
+    if hello.version != VERSION {
+        return Err(Refused::Version(hello.version));
+    }
+    if hello.held > MOST_HELD {
+        return Err(Refused::TooMany);
+    }
+    let mut held = Vec::new();
+    for _ in 0..hello.held {
+        let (message, descriptors) = connection.receive::<proto::ToAgent>().await?.ok_or(Refused::Gone)?;
+        let Some(to_agent::Message::Held(pod)) = message.message else { return Err(Refused::Unexpected) };
+        let listeners =
+            Listeners::from_descriptors(descriptors).ok_or_else(|| Refused::Held(pod.uid.clone()))?;
+        held.push((pod.uid, listeners));
+    }
+    Ok(held)
+}
+
+async fn write(connection: &Connection, mut outgoing: mpsc::Receiver<Outgoing>) -> Refused {
+    while let Some(Outgoing { message, descriptors }) = outgoing.recv().await {
+        let packet = proto::ToProxy { message: Some(message) };
+        let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+        match tokio::time::timeout(SEND_DEADLINE, connection.send(&packet, &borrowed)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return error.into(),
+            Err(_) => return Refused::Silent,
+        }
+    }
+    Refused::Gone
+}
+
+async fn read(proxy: ProxyId, connection: &Connection, incoming: &mpsc::Sender<Incoming>) -> Refused {
+    loop {
+        let message = match connection.receive::<proto::ToAgent>().await {
+            Ok(Some((message, _))) => message,
+            Ok(None) => return Refused::Gone,
+            Err(error) => return error.into(),
+        };
+        let said = match message.message {
+            Some(to_agent::Message::Refill(refill)) => {
+                Incoming::Refill { proxy, uid: refill.uid, count: refill.count }
+            }
+            Some(to_agent::Message::PodReady(ready)) => Incoming::Ready { uid: ready.uid },
+            Some(to_agent::Message::PodFailed(failed)) => {
+                Incoming::Failed { uid: failed.uid, reason: failed.reason }
+            }
+            Some(to_agent::Message::Hello(_) | to_agent::Message::Held(_)) | None => {
+                return Refused::Unexpected;
+            }
+        };
+        if incoming.send(said).await.is_err() {
+            return Refused::Gone;
+        }
+    }
+}

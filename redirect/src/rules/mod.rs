@@ -1,0 +1,129 @@
+//! The redirection rules of one pod, and the proof without which they cannot be made.
+//!
+//! Owns our nftables table and our policy routing in a pod's namespace, encoded here and sent over netlink. Must not
+//! know how a pod was found or who accepts its connections. Everything here runs on a thread that is in the namespace.
+//!
+//! `Listeners → Ports → Installed`: [`Ports`] exist only for sockets that were just seen to listen, in this namespace,
+//! with the mark that the rules exempt; [`Installed`] takes them over, so the sockets live at least as long as the
+//! value that says that rules point at them. Neither can be made otherwise:
+//!
+//! ```compile_fail,E0451
+//! fn forge(listeners: redirect::sockets::Listeners) -> redirect::rules::Ports {
+//!     redirect::rules::Ports { listeners }
+//! }
+//! ```
+//!
+//! ```compile_fail,E0451
+//! fn forge(ports: redirect::rules::Ports) -> redirect::rules::Installed {
+//!     redirect::rules::Installed { ports }
+//! }
+//! ```
+//!
+//! Dropping [`Installed`] leaves the rules in place: what they capture is then refused, never let through. Rules go
+//! only by [`withdraw`], which leaves the namespace as it was before.
+
+mod exchange;
+mod expression;
+#[cfg(test)]
+pub(crate) mod fixture;
+mod message;
+mod nftables;
+mod routing;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+
+use socket2::SockRef;
+
+use crate::netns::Ident;
+use crate::sockets::Listeners;
+use crate::{HBONE_PORT, OUTBOUND_PORT, PACKET_MARK, PLAINTEXT_PORT};
+
+/// On connections from the proxy to the app, and on the app's reply packets (interop.md section 7.1).
+pub const CONNECTION_MARK: u32 = 0x111;
+/// The bits of packet and connection marks that are ours.
+pub const MARK_MASK: u32 = 0xfff;
+
+pub use exchange::Error;
+
+/// Why sockets cannot stand behind rules.
+#[derive(Debug, thiserror::Error)]
+pub enum NotLive {
+    #[error("socket for port {port}: {source}")]
+    Unreadable { port: u16, source: io::Error },
+    #[error("socket for port {port} does not listen")]
+    NotListening { port: u16 },
+    #[error("socket for port {port} listens on port {found}")]
+    WrongPort { port: u16, found: u16 },
+    #[error("socket for port {port} has mark {found:#x}, must be {PACKET_MARK:#x}")]
+    WrongMark { port: u16, found: u32 },
+    #[error("socket for port {port} belongs to another network namespace")]
+    WrongNamespace { port: u16 },
+}
+
+/// Listeners that were seen to be live in one namespace.
+#[derive(Debug)]
+pub struct Ports {
+    listeners: Listeners,
+}
+
+impl Ports {
+    /// Looks at each socket; also how sockets that a proxy hands back are told from anything else.
+    pub fn prove(listeners: Listeners, namespace: Ident) -> Result<Self, NotLive> {
+        let ports = [OUTBOUND_PORT, PLAINTEXT_PORT, HBONE_PORT];
+        for (listener, port) in listeners.each().into_iter().zip(ports) {
+            let unreadable = |source| NotLive::Unreadable { port, source };
+            let socket = SockRef::from(listener);
+            if !socket.is_listener().map_err(unreadable)? {
+                return Err(NotLive::NotListening { port });
+            }
+            let found = listener.local_addr().map_err(unreadable)?;
+            if found.port() != port || !found.ip().is_unspecified() {
+                return Err(NotLive::WrongPort { port, found: found.port() });
+            }
+            let found = socket.mark().map_err(unreadable)?;
+            if found != PACKET_MARK {
+                return Err(NotLive::WrongMark { port, found });
+            }
+            if Ident::of_socket(listener).map_err(unreadable)? != namespace {
+                return Err(NotLive::WrongNamespace { port });
+            }
+        }
+        Ok(Self { listeners })
+    }
+}
+
+/// Rules are in the kernel, and these are the listeners behind them.
+#[derive(Debug)]
+pub struct Installed {
+    ports: Ports,
+}
+
+impl Installed {
+    /// Installs the rules in the namespace of the calling thread; again, if they are there.
+    ///
+    /// Routing goes first: it matches nothing until rules mark packets.
+    pub fn install(ports: Ports) -> Result<Self, Error> {
+        routing::install()?;
+        nftables::install()?;
+        Ok(Self { ports })
+    }
+
+    pub fn listeners(&self) -> &Listeners {
+        &self.ports.listeners
+    }
+}
+
+/// Removes rules and routing from the namespace of the calling thread, also those that an earlier agent left.
+pub fn withdraw() -> Result<(), Error> {
+    nftables::remove()?;
+    routing::remove()
+}
+
+/// The ruleset and all policy routing of the calling thread's namespace, to see whether anything changed.
+pub fn dump() -> Result<Vec<Vec<u8>>, Error> {
+    let mut found = nftables::dump()?;
+    found.extend(routing::dump()?);
+    Ok(found)
+}

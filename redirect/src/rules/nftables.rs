@@ -1,0 +1,193 @@
+//! Our table in a pod's namespace: what is captured, and what is not (interop.md section 7.3).
+//!
+//! Leaner than the reference form. There, every packet that enters the pod passes a mangle hook, which marks the
+//! connections that the proxy opens to the app. Such a connection always begins in this namespace and leaves by
+//! loopback, and a nat chain sees the first packet of every connection anyway; so `output` marks it there, once, and
+//! the prerouting mangle hook is not needed. What remains per packet is one rule for packets that the pod sends:
+//!
+//! ```text
+//! prerouting (nat)    first packet of connections that arrive    → 15006
+//! output     (nat)    first packet of connections that begin     → 15001, or marked 0x111 if proxy → app
+//! replies    (route)  every packet sent: app → proxy gets packet mark 0x111, by which table 100 brings it to the
+//!                     proxy's socket although its destination is the address of the real client
+//! ```
+//!
+//! One atomic batch makes the table anew, so there is no moment without rules when they are installed again.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use netlink_sys::protocols::NETLINK_NETFILTER;
+use nix::errno::Errno;
+use nix::libc;
+
+use super::exchange::{Error, Exchange};
+use super::expression::Comparison::{Equal, NotEqual};
+use super::expression::{End, Expressions};
+use super::message::{ACK, APPEND, Attributes, CREATE, DUMP, Message};
+use super::{CONNECTION_MARK, MARK_MASK};
+use crate::{HBONE_PORT, OUTBOUND_PORT, PACKET_MARK, PLAINTEXT_PORT};
+
+pub const TABLE: &str = "ztunnel";
+
+/// The node's own health probes come from these (interop.md section 7.1).
+const PROBE_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 7, 127);
+const PROBE_V6: Ipv6Addr = Ipv6Addr::new(0xfd16, 0x9254, 0x7127, 0x1337, 0xffff, 0xffff, 0xffff, 0xffff);
+
+const HOOK_PREROUTING: u32 = 0;
+const HOOK_OUTPUT: u32 = 3;
+const PRIORITY_DSTNAT: i32 = -100;
+const PRIORITY_MANGLE: i32 = -150;
+
+const SUBSYSTEM: u16 = libc::NFNL_SUBSYS_NFTABLES as u16;
+const FAMILY_INET: u8 = libc::NFPROTO_INET as u8;
+
+/// Puts the table into the namespace of the calling thread, in place of what it held before.
+pub fn install() -> Result<(), Error> {
+    let mut batch = vec![add_table(), delete_table(), add_table()];
+    for (name, kind, hook, priority, rules) in chains() {
+        batch.push(add_chain(name, kind, hook, priority));
+        batch.extend(rules.into_iter().map(|(subject, rule)| add_rule(name, subject, &rule)));
+    }
+    commit(batch)
+}
+
+/// Removes the table from the namespace of the calling thread, if it is there.
+pub fn remove() -> Result<(), Error> {
+    match commit(vec![delete_table()]) {
+        Err(error) if error.errno() == Some(Errno::ENOENT as i32) => Ok(()),
+        outcome => outcome,
+    }
+}
+
+/// All tables, chains, rules, sets and flow tables of the calling thread's namespace, as the kernel tells them.
+pub fn dump() -> Result<Vec<Vec<u8>>, Error> {
+    const NFT_MSG_GETFLOWTABLE: i32 = 23;
+    let mut exchange = Exchange::open(NETLINK_NETFILTER)?;
+    let mut found = Vec::new();
+    let kinds = [libc::NFT_MSG_GETTABLE, libc::NFT_MSG_GETCHAIN, libc::NFT_MSG_GETRULE, libc::NFT_MSG_GETSET];
+    for kind in kinds.into_iter().chain([libc::NFT_MSG_GETOBJ, NFT_MSG_GETFLOWTABLE]) {
+        let request = Message::new("the ruleset", operation(kind), DUMP, &family_header(0, 0));
+        found.extend(exchange.dump(&request)?);
+    }
+    // The header has the generation of the ruleset, which counts changes and is no part of it.
+    for body in &mut found {
+        body.drain(..body.len().min(4));
+    }
+    Ok(found)
+}
+
+type Rules = Vec<(&'static str, Expressions)>;
+
+fn chains() -> [(&'static str, &'static str, u32, i32, Rules); 3] {
+    [
+        ("prerouting", "nat", HOOK_PREROUTING, PRIORITY_DSTNAT, prerouting()),
+        ("output", "nat", HOOK_OUTPUT, PRIORITY_DSTNAT, output()),
+        ("replies", "route", HOOK_OUTPUT, PRIORITY_MANGLE, replies()),
+    ]
+}
+
+fn prerouting() -> Rules {
+    let rule = Expressions::new;
+    vec![
+        ("probes, IPv4", rule().address_v4(End::Source, PROBE_V4).accept()),
+        ("probes, IPv6", rule().address_v6(End::Source, PROBE_V6).accept()),
+        ("to loopback, IPv4", rule().address_v4(End::Destination, Ipv4Addr::LOCALHOST).accept()),
+        ("to loopback, IPv6", rule().address_v6(End::Destination, Ipv6Addr::LOCALHOST).accept()),
+        (
+            "capture of what arrives",
+            rule()
+                .tcp()
+                .destination_port(NotEqual, HBONE_PORT)
+                .packet_mark(NotEqual, PACKET_MARK, MARK_MASK)
+                .redirect(PLAINTEXT_PORT),
+        ),
+    ]
+}
+
+fn output() -> Rules {
+    let rule = Expressions::new;
+    vec![
+        ("answers to probes, IPv4", rule().address_v4(End::Destination, PROBE_V4).accept()),
+        ("answers to probes, IPv6", rule().address_v6(End::Destination, PROBE_V6).accept()),
+        (
+            "proxy to app",
+            rule()
+                .tcp()
+                .leaves_by_loopback()
+                .packet_mark(Equal, PACKET_MARK, MARK_MASK)
+                .set_connection_mark(CONNECTION_MARK, MARK_MASK)
+                .accept(),
+        ),
+        ("the pod to itself", rule().leaves_by_loopback().accept()),
+        (
+            "capture of what leaves",
+            rule().tcp().packet_mark(NotEqual, PACKET_MARK, MARK_MASK).redirect(OUTBOUND_PORT),
+        ),
+    ]
+}
+
+fn replies() -> Rules {
+    let rule = Expressions::new();
+    let matched = rule.match_reply().connection_mark(Equal, CONNECTION_MARK, MARK_MASK);
+    vec![("app to proxy", matched.set_packet_mark(CONNECTION_MARK))]
+}
+
+fn commit(messages: Vec<Message>) -> Result<(), Error> {
+    let edge = |kind: i32| {
+        Message::new(
+            "the batch of nftables messages (nf_tables in the kernel? CAP_NET_ADMIN?)",
+            kind as u16,
+            0,
+            &family_header(0, SUBSYSTEM),
+        )
+    };
+    let mut batch = vec![edge(libc::NFNL_MSG_BATCH_BEGIN)];
+    batch.extend(messages);
+    batch.push(edge(libc::NFNL_MSG_BATCH_END));
+    Exchange::open(NETLINK_NETFILTER)?.send(&batch)
+}
+
+fn add_table() -> Message {
+    let attributes = Attributes::new().text(1, TABLE).big_endian(2, 0);
+    request("nftables table inet ztunnel", libc::NFT_MSG_NEWTABLE, CREATE).with(&attributes)
+}
+
+fn delete_table() -> Message {
+    let attributes = Attributes::new().text(1, TABLE);
+    request("removal of nftables table inet ztunnel", libc::NFT_MSG_DELTABLE, 0).with(&attributes)
+}
+
+fn add_chain(name: &str, kind: &str, hook: u32, priority: i32) -> Message {
+    let hook = Attributes::new().big_endian(1, hook).bytes(2, &priority.to_be_bytes());
+    let accept = 1;
+    let attributes = Attributes::new().text(1, TABLE).text(3, name).nested(4, &hook).big_endian(5, accept);
+    let subject = format!("nftables chain {name} (type {kind})");
+    request(subject, libc::NFT_MSG_NEWCHAIN, CREATE).with(&attributes.text(7, kind))
+}
+
+fn add_rule(chain: &str, subject: &str, rule: &Expressions) -> Message {
+    let attributes = Attributes::new().text(1, TABLE).text(2, chain).nested(4, rule.attributes());
+    let subject = format!("nftables rule \"{subject}\" of chain {chain}");
+    request(subject, libc::NFT_MSG_NEWRULE, CREATE | APPEND).with(&attributes)
+}
+
+fn request(subject: impl Into<String>, kind: i32, flags: u16) -> Message {
+    Message::new(subject, operation(kind), flags | ACK, &family_header(FAMILY_INET, 0))
+}
+
+fn operation(kind: i32) -> u16 {
+    SUBSYSTEM << 8 | kind as u16
+}
+
+/// struct nfgenmsg: family, version, resource in network byte order.
+fn family_header(family: u8, resource: u16) -> [u8; 4] {
+    let [high, low] = resource.to_be_bytes();
+    [family, 0, high, low]
+}
+
+/// A table that is not ours.
+#[cfg(test)]
+pub(super) fn add_foreign_table() -> Result<(), Error> {
+    let attributes = Attributes::new().text(1, "theirs").big_endian(2, 0);
+    commit(vec![request("foreign table", libc::NFT_MSG_NEWTABLE, CREATE).with(&attributes)])
+}

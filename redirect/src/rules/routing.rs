@@ -1,0 +1,108 @@
+//! Policy routing in a pod's namespace (interop.md section 7.2): packets with the connection's mark are delivered
+//! locally whatever their destination, which is how the app's replies reach a socket that has its client's address.
+
+use netlink_sys::protocols::NETLINK_ROUTE;
+use nix::errno::Errno;
+use nix::libc;
+
+use super::exchange::{Error, Exchange};
+use super::expression::LOOPBACK_INDEX;
+use super::message::{ACK, Attributes, CREATE, DUMP, EXCLUSIVE, Message, REPLACE};
+use super::{CONNECTION_MARK, MARK_MASK};
+
+const ROUTE_TABLE: u8 = 100;
+const RULE_PREFERENCE: u32 = 32764;
+
+const FRA_PRIORITY: u16 = 6;
+const FRA_FWMARK: u16 = 10;
+const FRA_FWMASK: u16 = 16;
+const FR_ACT_TO_TBL: u8 = 1;
+
+/// Adds rule and route of each family that the namespace of the calling thread has.
+pub fn install() -> Result<(), Error> {
+    let mut exchange = Exchange::open(NETLINK_ROUTE)?;
+    for family in families() {
+        tolerate(Errno::EEXIST, exchange.send(&[rule(family, libc::RTM_NEWRULE, CREATE | EXCLUSIVE)]))?;
+        exchange.send(&[route(family, libc::RTM_NEWROUTE, CREATE | REPLACE)])?;
+    }
+    Ok(())
+}
+
+/// Removes from both families what [`install`] adds, whether or not it is there.
+pub fn remove() -> Result<(), Error> {
+    let mut exchange = Exchange::open(NETLINK_ROUTE)?;
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        for message in [rule(family, libc::RTM_DELRULE, 0), route(family, libc::RTM_DELROUTE, 0)] {
+            match exchange.send(&[message]) {
+                Err(error) if error.errno().is_some_and(is_absent) => {}
+                outcome => outcome?,
+            }
+        }
+    }
+    Ok(())
+}
+
+/// All rules and routes of the calling thread's namespace, as the kernel tells them.
+pub fn dump() -> Result<Vec<Vec<u8>>, Error> {
+    let mut exchange = Exchange::open(NETLINK_ROUTE)?;
+    let mut found = Vec::new();
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        for kind in [libc::RTM_GETRULE, libc::RTM_GETROUTE] {
+            let mut header = [0; 12];
+            header[0] = family as u8;
+            match exchange.dump(&Message::new("rules and routes", kind, DUMP, &header)) {
+                Err(error) if error.errno().is_some_and(is_absent) => {}
+                bodies => found.extend(bodies?),
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn families() -> impl Iterator<Item = i32> {
+    // Absent when the kernel has no IPv6; read in the namespace of the calling thread.
+    let v6 = std::fs::read_to_string("/proc/sys/net/ipv6/conf/lo/disable_ipv6")
+        .is_ok_and(|disabled| disabled.trim() != "1");
+    [libc::AF_INET].into_iter().chain(v6.then_some(libc::AF_INET6))
+}
+
+/// struct fib_rule_hdr and its attributes.
+fn rule(family: i32, kind: u16, flags: u16) -> Message {
+    let mut header = [0; 12];
+    (header[0], header[4], header[7]) = (family as u8, ROUTE_TABLE, FR_ACT_TO_TBL);
+    let attributes = Attributes::new()
+        .native(FRA_PRIORITY, RULE_PREFERENCE)
+        .native(FRA_FWMARK, CONNECTION_MARK)
+        .native(FRA_FWMASK, MARK_MASK);
+    let subject = format!("policy routing rule {RULE_PREFERENCE} ({})", family_name(family));
+    Message::new(subject, kind, flags | ACK, &header).with(&attributes)
+}
+
+/// struct rtmsg and its attributes.
+fn route(family: i32, kind: u16, flags: u16) -> Message {
+    let mut header = [0; 12];
+    (header[0], header[4]) = (family as u8, ROUTE_TABLE);
+    (header[5], header[6], header[7]) = (libc::RTPROT_BOOT, libc::RT_SCOPE_HOST, libc::RTN_LOCAL);
+    let attributes = Attributes::new().native(libc::RTA_OIF, LOOPBACK_INDEX);
+    let subject = format!("local route of table {ROUTE_TABLE} ({}; is lo up?)", family_name(family));
+    Message::new(subject, kind, flags | ACK, &header).with(&attributes)
+}
+
+fn family_name(family: i32) -> &'static str {
+    if family == libc::AF_INET { "IPv4" } else { "IPv6" }
+}
+
+fn is_absent(errno: i32) -> bool {
+    // ESRCH: no such route; ENOENT: no such rule; EAFNOSUPPORT, EOPNOTSUPP: no such family;
+    // ENODEV: IPv6 is disabled on lo, or lo is gone with the namespace.
+    [Errno::ENOENT, Errno::ESRCH, Errno::EAFNOSUPPORT, Errno::EOPNOTSUPP, Errno::ENODEV]
+        .iter()
+        .any(|absent| *absent as i32 == errno)
+}
+
+fn tolerate(expected: Errno, outcome: Result<(), Error>) -> Result<(), Error> {
+    match outcome {
+        Err(error) if error.errno() == Some(expected as i32) => Ok(()),
+        outcome => outcome,
+    }
+}

@@ -1,0 +1,28 @@
+//! The command line of the agent.
+
+use std::process::{Command, Output};
+
+fn run(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_ztunnel-redirect"))
+        .args(arguments)
+        .env_clear()
+        .output()
+        .expect("the program can be started")
+}
+
+#[test]
+fn the_version_is_printed() {
+    let output = run(&["--version"]);
+    assert!(output.status.success());
+    assert!(String::from_utf8_lossy(&output.stdout).starts_with("ztunnel-redirect "));
+}
+
+#[test]
+fn unknown_and_missing_arguments_are_refused() {
+    for (arguments, part) in [(&["--dance"][..], "--dance"), (&[][..], "--pods")] {
+        let output = run(arguments);
+        assert_eq!(output.status.code(), Some(2));
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(text.contains(part), "{text}");
+    }
+}

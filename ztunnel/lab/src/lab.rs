@@ -1,0 +1,495 @@
+//! A lab from up to down.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use serde_json::json;
+use ztunnel_model::codec::static_config;
+
+use crate::binaries::{self, Binaries};
+use crate::namespace;
+use crate::network::{self, ANY4, ANY6};
+use crate::node::{NodeHandle, PodHandle};
+use crate::process::{self, Process, Start, write_atomically};
+use crate::spec::{Pod, Spec, node_addresses, pod_addresses};
+use crate::wait::wait_until;
+
+/// The proxy's user: no name, no group, no capability.
+pub const PROXY_USER: u32 = 1337;
+const STATE: &str = "/run/ztunnel-lab";
+const UNDERLAY: &str = "underlay";
+const CONTROLLER: &str = "172.30.0.1";
+const CONTROLLER_PORT: u16 = 15012;
+const UP_DEADLINE: Duration = Duration::from_secs(30);
+const GRACE: Duration = Duration::from_secs(10);
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the lab needs root: it makes network namespaces")]
+    NotRoot,
+    #[error("the lab \"{0}\" is up already; take it down first")]
+    Up(String),
+    #[error("the lab \"{0}\" is not up")]
+    Down(String),
+    #[error("there is no pod or node \"{name}\" (there are: {known})")]
+    Unknown { name: String, known: String },
+    #[error(transparent)]
+    Binaries(#[from] binaries::Error),
+    #[error(transparent)]
+    Namespace(#[from] namespace::Error),
+    #[error(transparent)]
+    Network(#[from] network::Error),
+    #[error(transparent)]
+    Process(#[from] process::Error),
+    #[error("{path}: {source}")]
+    File { path: PathBuf, source: io::Error },
+    #[error("the lab file has {} mistake(s):\n{}", .0.len(), .0.iter().map(|mistake| format!("  {mistake}")).collect::<Vec<_>>().join("\n"))]
+    Mistakes(Vec<ztunnel_model::codec::located::Mistake>),
+    #[error("{what} was not ready within {} s; last lines of its log:\n{log}", UP_DEADLINE.as_secs())]
+    NotReady { what: String, log: String },
+}
+
+/// A lab that is up. Dropping it takes it down, unless it is kept.
+pub struct Lab {
+    name: String,
+    spec: Spec,
+    binaries: Option<Binaries>,
+    environment: Vec<(String, String)>,
+    nodes: Vec<NodeHandle>,
+    pods: Vec<PodHandle>,
+    controller: Option<Process>,
+    kept: bool,
+}
+
+/// How a lab is brought up.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Further environment of every proxy; wins over the lab's own.
+    pub environment: Vec<(String, String)>,
+    /// Only namespaces and links.
+    pub without_processes: bool,
+}
+
+impl Lab {
+    /// Brings a lab up under a name of its own, for a test.
+    pub fn for_test(text: &str, environment: &[(&str, &str)]) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("t{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let spec =
+            Spec::parse(text, "lab.yaml").unwrap_or_else(|mistakes| panic!("{}", Error::Mistakes(mistakes)));
+        let environment =
+            environment.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect();
+        let options = Options { environment, without_processes: false };
+        Self::up(&name, spec, options).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Brings a lab up and waits until every proxy serves every pod of its node.
+    pub fn up(name: &str, spec: Spec, options: Options) -> Result<Self, Error> {
+        if !nix::unistd::geteuid().is_root() {
+            return Err(Error::NotRoot);
+        }
+        let folder = state_folder(name);
+        if folder.exists() {
+            return Err(Error::Up(name.to_owned()));
+        }
+        let binaries = if options.without_processes { None } else { Some(binaries::find()?) };
+        make_folder(&folder)?;
+        let mut lab = Self {
+            name: name.to_owned(),
+            spec,
+            binaries,
+            environment: options.environment,
+            nodes: Vec::new(),
+            pods: Vec::new(),
+            controller: None,
+            kept: false,
+        };
+        lab.build_network()?;
+        if lab.binaries.is_some() {
+            lab.start_processes()?;
+        }
+        Ok(lab)
+    }
+
+    /// A lab that an earlier command brought up.
+    pub fn attach(name: &str) -> Result<Self, Error> {
+        let folder = state_folder(name);
+        let path = folder.join("lab.yaml");
+        let text = fs::read_to_string(&path).map_err(|_| Error::Down(name.to_owned()))?;
+        let spec = Spec::parse(&text, &path.display().to_string()).map_err(Error::Mistakes)?;
+        let nodes = spec.nodes.iter().map(|node| {
+            let mut handle =
+                NodeHandle::new(&node.name, namespace_name(name, &node.name), folder.join(&node.name));
+            handle.attach();
+            handle
+        });
+        Ok(Self {
+            nodes: nodes.collect(),
+            pods: spec.pods.iter().map(|pod| pod_handle(name, pod)).collect(),
+            name: name.to_owned(),
+            spec,
+            binaries: None,
+            environment: Vec::new(),
+            controller: Process::recorded(&folder.join("controller.pid")),
+            kept: true,
+        })
+    }
+
+    /// Leaves the lab up; `down` by name takes it down. `text` is the file that it was made from.
+    pub fn keep(mut self, text: &str) -> Result<(), Error> {
+        let path = state_folder(&self.name).join("lab.yaml");
+        write_atomically(&path, text, None, 0o644).map_err(|source| Error::File { path, source })?;
+        self.kept = true;
+        Ok(())
+    }
+
+    /// Takes down whatever there is of a lab, however far it came.
+    pub fn down(name: &str) -> Result<bool, Error> {
+        let folder = state_folder(name);
+        let existed = folder.exists();
+        let mut records = Vec::new();
+        find_records(&folder, &mut records);
+        // Agents last: they withdraw nothing, but a proxy that drains still asks them for sockets.
+        records.sort_by_key(|record| record.ends_with("agent.pid"));
+        for record in records {
+            if let Some(process) = Process::recorded(&record) {
+                process.stop(Duration::from_secs(2));
+            }
+        }
+        let prefix = format!("{name}.");
+        for entry in fs::read_dir(namespace::FOLDER).into_iter().flatten().flatten() {
+            let file = entry.file_name().to_string_lossy().into_owned();
+            if file.starts_with(&prefix) {
+                namespace::remove(&file)?;
+            }
+        }
+        match fs::remove_dir_all(&folder) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(Error::File { path: folder, source })
+            }
+            _ => Ok(existed),
+        }
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    pub fn nodes(&self) -> &[NodeHandle] {
+        &self.nodes
+    }
+
+    pub fn pods(&self) -> &[PodHandle] {
+        &self.pods
+    }
+
+    /// A pod by its name; the lab's own tests know which there are.
+    pub fn pod(&self, name: &str) -> &PodHandle {
+        self.pods.iter().find(|pod| pod.name() == name).unwrap_or_else(|| panic!("{}", self.unknown(name)))
+    }
+
+    pub fn node(&self, name: &str) -> &NodeHandle {
+        self.nodes.iter().find(|node| node.name() == name).unwrap_or_else(|| panic!("{}", self.unknown(name)))
+    }
+
+    pub fn node_mut(&mut self, name: &str) -> &mut NodeHandle {
+        match self.nodes.iter().position(|node| node.name() == name) {
+            Some(index) => &mut self.nodes[index],
+            None => panic!("{}", self.unknown(name)),
+        }
+    }
+
+    /// The network namespace of a pod or a node.
+    pub fn namespace_of(&self, name: &str) -> Result<String, Error> {
+        let known = self.spec.pod(name).is_some() || self.spec.node_number(name).is_some();
+        if known { Ok(namespace_name(&self.name, name)) } else { Err(self.unknown(name)) }
+    }
+
+    /// Where everything between nodes passes.
+    pub fn underlay(&self) -> String {
+        namespace_name(&self.name, UNDERLAY)
+    }
+
+    pub fn ca_folder(&self) -> PathBuf {
+        state_folder(&self.name).join("ca")
+    }
+
+    /// Changes services, policies or what pods say of themselves while the lab runs.
+    pub fn edit(&mut self, change: impl FnOnce(&mut Spec)) {
+        change(&mut self.spec);
+        self.write_files().unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    /// Ends a pod: its namespace loses its name, and the agent is told.
+    pub fn delete_pod(&mut self, name: &str) {
+        let namespace = namespace_name(&self.name, name);
+        self.spec.pods.retain(|pod| pod.name != name);
+        self.pods.retain(|pod| pod.name() != name);
+        namespace::remove(&namespace).unwrap_or_else(|error| panic!("{error}"));
+        self.write_files().unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    pub fn kill_controller(&mut self) {
+        if let Some(controller) = self.controller.take() {
+            controller.kill();
+        }
+    }
+
+    pub fn start_controller(&mut self) -> Result<(), Error> {
+        let Some(binaries) = &self.binaries else { return Ok(()) };
+        let folder = state_folder(&self.name);
+        let text = |path: PathBuf| path.display().to_string();
+        let process = Process::start(Start {
+            namespace: &self.underlay(),
+            program: &binaries.controller,
+            arguments: vec![
+                "--listen".into(),
+                format!("{CONTROLLER}:{CONTROLLER_PORT}"),
+                "--ca-dir".into(),
+                text(folder.join("ca")),
+                "--nodes".into(),
+                text(folder.join("nodes.json")),
+                "--host".into(),
+                CONTROLLER.into(),
+            ],
+            environment: vec![("RUST_LOG".into(), "info".into())],
+            user: None,
+            log: &folder.join("controller.log"),
+            record: &folder.join("controller.pid"),
+        })?;
+        self.controller = Some(process);
+        let root = self.ca_folder().join("root-cert.pem");
+        let listens = || {
+            root.exists()
+                && namespace::run(&self.underlay(), || {
+                    std::net::TcpStream::connect((CONTROLLER, CONTROLLER_PORT)).is_ok()
+                })
+                .unwrap_or(false)
+        };
+        if wait_until(UP_DEADLINE, listens) {
+            return Ok(());
+        }
+        Err(Error::NotReady { what: "the controller".to_owned(), log: tail(&folder.join("controller.log")) })
+    }
+
+    /// Starts an agent on a node.
+    pub fn start_agent(&mut self, node: &str) -> Result<(), Error> {
+        let Some(binaries) = self.binaries.clone() else { return Ok(()) };
+        self.node_mut(node).start_agent(&binaries.agent)
+    }
+
+    /// Starts a proxy on a node, without waiting for it.
+    pub fn start_proxy(&mut self, node: &str) -> Result<(), Error> {
+        let Some(binaries) = self.binaries.clone() else { return Ok(()) };
+        let root = self.ca_folder().join("root-cert.pem");
+        let mut environment: Vec<(String, String)> = [
+            ("NODE_NAME", node.to_owned()),
+            ("CA_ADDRESS", format!("https://{CONTROLLER}:{CONTROLLER_PORT}")),
+            ("CA_ROOT_CA", root.display().to_string()),
+            ("RUST_LOG", "info".to_owned()),
+            ("RUST_BACKTRACE", "1".to_owned()),
+            ("ZTUNNEL_WORKER_THREADS", "2".to_owned()),
+        ]
+        .map(|(key, value)| (key.to_owned(), value))
+        .into();
+        environment.extend(self.environment.iter().cloned());
+        self.node_mut(node).start_proxy(&binaries.proxy, environment)
+    }
+
+    /// Waits until the proxy of a node serves every enrolled pod there.
+    pub fn wait_ready(&self, node: &str) -> Result<(), Error> {
+        let handle = self.node(node);
+        let enrolled: Vec<String> =
+            self.spec.pods.iter().filter(|pod| pod.mesh && pod.node == node).map(Pod::uid).collect();
+        let ready = || handle.is_ready() && handle.serves(&enrolled);
+        if wait_until(UP_DEADLINE, ready) {
+            return Ok(());
+        }
+        let log = format!("{}\n{}", tail(&handle.log_path()), tail(&handle.agent_log_path()));
+        Err(Error::NotReady { what: format!("the proxy of {node}"), log })
+    }
+
+    fn build_network(&mut self) -> Result<(), Error> {
+        network::allow_cubic()?;
+        let underlay = self.underlay();
+        namespace::create(&underlay)?;
+        network::prepare(&underlay, false)?;
+        let addresses = vec![([172, 30, 0, 1].into(), 24), ("fd00:30::1".parse().expect("a literal"), 64)];
+        network::add_bridge(&underlay, "underlay0", addresses)?;
+        let folder = state_folder(&self.name);
+        for (index, node) in self.spec.nodes.clone().into_iter().enumerate() {
+            let number = index + 1;
+            let name = namespace_name(&self.name, &node.name);
+            namespace::create(&name)?;
+            network::prepare(&name, true)?;
+            network::add_veth(&underlay, "underlay0", &format!("node{number}"), &name, "eth0")?;
+            let (four, six) = node_addresses(number);
+            network::configure(
+                &name,
+                "eth0",
+                vec![(four.into(), 24), (six.into(), 64)],
+                self.routes(number),
+            )?;
+            let (four, six) = pod_addresses(number, 1);
+            network::add_bridge(&name, "pods0", vec![(four.into(), 24), (six.into(), 64)])?;
+            make_folder(&folder.join(&node.name))?;
+            self.nodes.push(NodeHandle::new(&node.name, name, folder.join(&node.name)));
+        }
+        for (index, pod) in self.spec.pods.clone().into_iter().enumerate() {
+            self.build_pod(index, &pod)?;
+        }
+        Ok(())
+    }
+
+    fn build_pod(&mut self, index: usize, pod: &Pod) -> Result<(), Error> {
+        let name = namespace_name(&self.name, &pod.name);
+        let number = self.spec.node_number(&pod.node).expect("invariant: the file was checked");
+        namespace::create(&name)?;
+        network::prepare(&name, false)?;
+        network::add_veth(
+            &namespace_name(&self.name, &pod.node),
+            "pods0",
+            &format!("pod{index}"),
+            &name,
+            "eth0",
+        )?;
+        let addresses = pod.addresses.iter().map(|&ip| (ip, if ip.is_ipv4() { 24 } else { 64 }));
+        let (four, six) = pod_addresses(number, 1);
+        let mut routes = Vec::new();
+        if pod.addresses.iter().any(|ip| ip.is_ipv4()) {
+            routes.push((ANY4, four.into()));
+        }
+        if pod.addresses.iter().any(|ip| ip.is_ipv6()) {
+            routes.push((ANY6, six.into()));
+        }
+        network::configure(&name, "eth0", addresses.collect(), routes)?;
+        self.pods.push(pod_handle(&self.name, pod));
+        Ok(())
+    }
+
+    /// To the pods of every other node.
+    fn routes(&self, own: usize) -> Vec<(network::Address, std::net::IpAddr)> {
+        let others = (1..=self.spec.nodes.len()).filter(|&number| number != own);
+        others
+            .flat_map(|number| {
+                let (gateway4, gateway6) = node_addresses(number);
+                let (four, six) = pod_addresses(number, 0);
+                [((four.into(), 24), gateway4.into()), ((six.into(), 64), gateway6.into())]
+            })
+            .collect()
+    }
+
+    fn start_processes(&mut self) -> Result<(), Error> {
+        self.write_files()?;
+        self.start_controller()?;
+        let names: Vec<String> = self.spec.nodes.iter().map(|node| node.name.clone()).collect();
+        for name in &names {
+            self.start_agent(name)?;
+            self.start_proxy(name)?;
+        }
+        names.iter().try_for_each(|name| self.wait_ready(name))
+    }
+
+    /// What the processes read. Tokens are made once.
+    fn write_files(&self) -> Result<(), Error> {
+        let folder = state_folder(&self.name);
+        let write = |path: PathBuf, text: &str, owner, mode| {
+            write_atomically(&path, text, owner, mode).map_err(|source| Error::File { path, source })
+        };
+        let static_config = static_config::to_json(&self.spec.static_config());
+        let mut nodes = Vec::new();
+        for node in &self.nodes {
+            let own: Vec<&Pod> =
+                self.spec.pods.iter().filter(|pod| pod.mesh && pod.node == node.name()).collect();
+            write(node.token_path(), node.token(), Some(PROXY_USER), 0o400)?;
+            write(node.config_path(), &static_config, Some(PROXY_USER), 0o644)?;
+            let identities: std::collections::BTreeSet<String> =
+                own.iter().map(|pod| pod.identity().to_string()).collect();
+            nodes.push(json!({ "name": node.name(), "token": node.token(), "identities": identities }));
+            let pods: Vec<_> = own.iter().map(|pod| self.source_entry(pod)).collect();
+            write(node.pods_path(), &json!({ "pods": pods }).to_string(), None, 0o644)?;
+        }
+        write(folder.join("nodes.json"), &json!({ "nodes": nodes }).to_string(), None, 0o600)
+    }
+
+    fn source_entry(&self, pod: &Pod) -> serde_json::Value {
+        json!({
+            "uid": pod.uid(),
+            "name": pod.name,
+            "namespace": pod.namespace,
+            "serviceAccount": pod.service_account,
+            "netns": namespace::path(&namespace_name(&self.name, &pod.name)),
+            "addresses": pod.addresses,
+        })
+    }
+
+    fn unknown(&self, name: &str) -> Error {
+        let nodes = self.spec.nodes.iter().map(|node| node.name.as_str());
+        let pods = self.spec.pods.iter().map(|pod| pod.name.as_str());
+        let known = pods.chain(nodes).collect::<Vec<_>>().join(", ");
+        Error::Unknown { name: name.to_owned(), known }
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
+        if std::thread::panicking() {
+            for node in &self.nodes {
+                eprintln!("--- proxy of {}\n{}", node.name(), tail(&node.log_path()));
+                eprintln!("--- agent of {}\n{}", node.name(), tail(&node.agent_log_path()));
+            }
+        }
+        for node in &mut self.nodes {
+            node.stop(GRACE / 10);
+        }
+        if let Some(controller) = self.controller.take() {
+            controller.stop(GRACE / 10);
+        }
+        if let Err(error) = Self::down(&self.name) {
+            eprintln!("the lab {} is not wholly down: {error}", self.name);
+        }
+    }
+}
+
+fn pod_handle(lab: &str, pod: &Pod) -> PodHandle {
+    PodHandle::new(pod.clone(), namespace_name(lab, &pod.name))
+}
+
+fn namespace_name(lab: &str, name: &str) -> String {
+    format!("{lab}.{name}")
+}
+
+fn state_folder(name: &str) -> PathBuf {
+    Path::new(STATE).join(name)
+}
+
+fn make_folder(path: &Path) -> Result<(), Error> {
+    fs::create_dir_all(path).map_err(|source| Error::File { path: path.to_owned(), source })
+}
+
+fn find_records(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            find_records(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "pid") {
+            found.push(path);
+        }
+    }
+}
+
+fn tail(path: &Path) -> String {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(25)..].join("\n")
+}

@@ -1,0 +1,29 @@
+//! A mesh on one machine: nodes and pods are network namespaces, everything else is real. One agent and one proxy per
+//! node and one controller run as separate processes of the real binaries.
+//!
+//! Owns the topology, the files that the processes read, and their life. A feature of the product (`ztunnelctl lab`)
+//! and the bed of its tests. Needs root, changes nothing outside its namespaces but one host-wide setting: `cubic`
+//! joins `net.ipv4.tcp_allowed_congestion_control`, because a namespace can only choose from that list.
+//!
+//! ```text
+//! NAME-underlay: bridge 172.30.0.1/24, fd00:30::1/64; the controller
+//!   └─ NAME-node1: 172.30.0.11, fd00:30::11; agent, proxy; bridge 10.244.1.1/24, fd00:244:1::1/64
+//!        └─ NAME-POD: 10.244.1.10, fd00:244:1::10, …
+//! ```
+
+pub mod binaries;
+pub mod capture;
+pub mod lab;
+pub mod namespace;
+pub mod network;
+pub mod node;
+pub mod process;
+pub mod spec;
+pub mod status;
+pub mod tour;
+pub mod traffic;
+pub mod wait;
+
+pub use lab::{Error, Lab};
+pub use spec::Spec;
+pub use wait::wait_until;

@@ -1,0 +1,298 @@
+//! Handles to what a lab consists of: a node with its agent and proxy, and a pod.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::lab::{Error, PROXY_USER};
+use crate::namespace;
+use crate::process::{Process, Start};
+use crate::spec::Pod;
+
+const HTTP_DEADLINE: Duration = Duration::from_secs(10);
+
+#[derive(Debug)]
+pub struct NodeHandle {
+    name: String,
+    namespace: String,
+    folder: PathBuf,
+    token: String,
+    agent: Option<Process>,
+    proxy: Option<Process>,
+}
+
+/// An answer of the proxy's HTTP endpoints.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub body: String,
+}
+
+impl NodeHandle {
+    pub(crate) fn new(name: &str, namespace: String, folder: PathBuf) -> Self {
+        let token = format!("{:032x}", rand::random::<u128>());
+        Self { name: name.to_owned(), namespace, folder, token, agent: None, proxy: None }
+    }
+
+    pub(crate) fn attach(&mut self) {
+        self.agent = Process::recorded(&self.folder.join("agent.pid"));
+        self.proxy = Process::recorded(&self.folder.join("proxy.pid"));
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    pub fn token(&self) -> &str {
+        &self.token
+    }
+
+    pub fn token_path(&self) -> PathBuf {
+        self.folder.join("token")
+    }
+
+    pub fn config_path(&self) -> PathBuf {
+        self.folder.join("static.json")
+    }
+
+    pub fn pods_path(&self) -> PathBuf {
+        self.folder.join("pods.json")
+    }
+
+    pub fn agent_socket(&self) -> PathBuf {
+        self.folder.join("redirect.sock")
+    }
+
+    pub fn log_path(&self) -> PathBuf {
+        self.folder.join("proxy.log")
+    }
+
+    pub fn agent_log_path(&self) -> PathBuf {
+        self.folder.join("agent.log")
+    }
+
+    /// All that the proxies of this node ever logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    pub fn agent_log(&self) -> String {
+        fs::read_to_string(self.agent_log_path()).unwrap_or_default()
+    }
+
+    pub(crate) fn start_agent(&mut self, program: &Path) -> Result<(), Error> {
+        let text = |path: PathBuf| path.display().to_string();
+        let arguments = vec![
+            "--socket".into(),
+            text(self.agent_socket()),
+            "--pods".into(),
+            text(self.pods_path()),
+            "--proxy-uid".into(),
+            PROXY_USER.to_string(),
+        ];
+        let process = Process::start(Start {
+            namespace: &self.namespace,
+            program,
+            arguments,
+            environment: vec![("RUST_LOG".into(), "info".into())],
+            user: None,
+            log: &self.agent_log_path(),
+            record: &self.folder.join("agent.pid"),
+        })?;
+        self.agent = Some(process);
+        Ok(())
+    }
+
+    pub(crate) fn start_proxy(
+        &mut self,
+        program: &Path,
+        environment: Vec<(String, String)>,
+    ) -> Result<(), Error> {
+        let text = |path: PathBuf| path.display().to_string();
+        let mut all: Vec<(String, String)> = vec![
+            ("LOCAL_XDS_PATH".into(), text(self.config_path())),
+            ("REDIRECT_SOCKET".into(), text(self.agent_socket())),
+            ("AUTH_TOKEN".into(), text(self.token_path())),
+        ];
+        all.extend(environment);
+        let process = Process::start(Start {
+            namespace: &self.namespace,
+            program,
+            arguments: vec!["proxy".into()],
+            environment: all,
+            user: Some(PROXY_USER),
+            log: &self.log_path(),
+            record: &self.folder.join("proxy.pid"),
+        })?;
+        self.proxy = Some(process);
+        Ok(())
+    }
+
+    pub fn proxy(&self) -> Option<&Process> {
+        self.proxy.as_ref()
+    }
+
+    pub fn agent(&self) -> Option<&Process> {
+        self.agent.as_ref()
+    }
+
+    /// `kill -9`.
+    pub fn kill_proxy(&mut self) {
+        if let Some(proxy) = self.proxy.take() {
+            proxy.kill();
+        }
+    }
+
+    pub fn kill_agent(&mut self) {
+        if let Some(agent) = self.agent.take() {
+            agent.kill();
+        }
+    }
+
+    /// SIGTERM, without waiting.
+    pub fn terminate_proxy(&self) {
+        if let Some(proxy) = &self.proxy {
+            proxy.signal(Signal::SIGTERM);
+        }
+    }
+
+    /// Whether the proxy has ended, and how.
+    pub fn proxy_status(&mut self) -> Option<std::process::ExitStatus> {
+        self.proxy.as_mut().and_then(Process::status)
+    }
+
+    pub(crate) fn stop(&mut self, grace: Duration) {
+        for process in [self.proxy.take(), self.agent.take()].into_iter().flatten() {
+            process.stop(grace);
+        }
+    }
+
+    /// One request to an endpoint of the proxy, from inside the node.
+    pub fn http(&self, method: &str, port: u16, path: &str) -> io::Result<Answer> {
+        let request = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        namespace::run(&self.namespace, move || exchange(port, &request)).map_err(io::Error::other)?
+    }
+
+    pub fn is_ready(&self) -> bool {
+        self.http("GET", 15021, "/healthz/ready").is_ok_and(|answer| answer.status == 200)
+    }
+
+    pub fn config_dump(&self) -> Value {
+        let body = self.http("GET", 15000, "/config_dump").map(|answer| answer.body).unwrap_or_default();
+        serde_json::from_str(&body).unwrap_or(Value::Null)
+    }
+
+    /// Whether the proxy accepts for all these pods and has their certificates.
+    pub(crate) fn serves(&self, uids: &[String]) -> bool {
+        let dump = self.config_dump();
+        let states = &dump["workloadState"];
+        let certificates = dump["certificates"].as_array().map_or(&[][..], Vec::as_slice);
+        uids.iter().all(|uid| states.get(uid).is_some())
+            && certificates.iter().all(|certificate| certificate["state"] == "Available")
+    }
+
+    /// The metrics page.
+    pub fn metrics(&self) -> Metrics {
+        Metrics(self.http("GET", 15020, "/metrics").map(|answer| answer.body).unwrap_or_default())
+    }
+}
+
+/// Samples of the metrics page.
+#[derive(Clone, Debug)]
+pub struct Metrics(pub String);
+
+impl Metrics {
+    /// The sum of all samples of a name that carry these labels.
+    pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        let wanted: Vec<String> = labels.iter().map(|(key, value)| format!("{key}=\"{value}\"")).collect();
+        self.0
+            .lines()
+            .filter_map(|line| line.strip_prefix(name))
+            .filter(|rest| {
+                rest.starts_with(['{', ' ']) && wanted.iter().all(|label| rest.contains(label.as_str()))
+            })
+            .filter_map(|rest| rest.rsplit(' ').next()?.parse::<f64>().ok())
+            .sum()
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct PodHandle {
+    pod: Pod,
+    namespace: String,
+}
+
+impl PodHandle {
+    pub(crate) fn new(pod: Pod, namespace: String) -> Self {
+        Self { pod, namespace }
+    }
+
+    pub fn name(&self) -> &str {
+        &self.pod.name
+    }
+
+    pub fn spec(&self) -> &Pod {
+        &self.pod
+    }
+
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    pub fn ipv4(&self) -> IpAddr {
+        self.address(IpAddr::is_ipv4)
+    }
+
+    pub fn ipv6(&self) -> IpAddr {
+        self.address(IpAddr::is_ipv6)
+    }
+
+    fn address(&self, family: impl Fn(&IpAddr) -> bool) -> IpAddr {
+        *self.pod.addresses.iter().find(|ip| family(ip)).expect("invariant: the test's pod has this family")
+    }
+
+    /// Runs `work` in the pod's network namespace, on a thread of its own.
+    pub fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        namespace::run(&self.namespace, work).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Connects from inside the pod.
+    pub fn connect(&self, addr: SocketAddr, deadline: Duration) -> io::Result<TcpStream> {
+        self.run(move || TcpStream::connect_timeout(&addr, deadline))
+    }
+
+    /// Listens inside the pod, on both families.
+    pub fn listen(&self, port: u16) -> io::Result<TcpListener> {
+        self.run(move || {
+            use socket2::{Domain, Protocol, Socket, Type};
+            let socket = Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP))?;
+            socket.set_only_v6(false)?;
+            socket.set_reuse_address(true)?;
+            socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)).into())?;
+            socket.listen(4096)?;
+            Ok(socket.into())
+        })
+    }
+}
+
+fn exchange(port: u16, request: &str) -> io::Result<Answer> {
+    let mut stream = TcpStream::connect_timeout(&SocketAddr::from(([127, 0, 0, 1], port)), HTTP_DEADLINE)?;
+    stream.set_read_timeout(Some(HTTP_DEADLINE))?;
+    stream.write_all(request.as_bytes())?;
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes)?;
+    let text = String::from_utf8_lossy(&bytes);
+    let malformed = || io::Error::from(io::ErrorKind::InvalidData);
+    let (head, body) = text.split_once("\r\n\r\n").ok_or_else(malformed)?;
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or_else(malformed)?;
+    Ok(Answer { status, body: body.to_owned() })
+}

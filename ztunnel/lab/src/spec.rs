@@ -1,0 +1,331 @@
+//! What a lab consists of: one YAML file of nodes, pods, services and policies.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use serde::Deserialize;
+use ztunnel_model::codec::located::{Document, Mistake, Place};
+use ztunnel_model::codec::static_config::{self, StaticConfig};
+use ztunnel_model::policy::Policy;
+use ztunnel_model::service::{Service, ServicePort};
+use ztunnel_model::workload::{HealthStatus, Locality, NetworkMode, TunnelProtocol, Workload, WorkloadType};
+use ztunnel_model::{Identity, NamespacedHostname, Network};
+
+/// The built-in lab.
+pub const DEFAULT: &str = include_str!("default.yaml");
+
+const KEYS: [&str; 4] = ["nodes", "pods", "services", "policies"];
+/// First host number of a pod's address; those below are the node's.
+const FIRST_POD: usize = 10;
+const MOST_NODES: usize = 200;
+const LONGEST_NAME: usize = 40;
+
+#[derive(Clone, Debug, Default)]
+pub struct Spec {
+    pub nodes: Vec<Node>,
+    pub pods: Vec<Pod>,
+    pub services: Vec<Service>,
+    pub policies: Vec<Policy>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Node {
+    pub name: String,
+}
+
+#[derive(Clone, Debug)]
+pub struct Pod {
+    pub name: String,
+    pub namespace: String,
+    pub service_account: String,
+    pub node: String,
+    /// Whether the pod is enrolled.
+    pub mesh: bool,
+    pub addresses: Vec<IpAddr>,
+    pub services: BTreeMap<NamespacedHostname, Vec<ServicePort>>,
+    pub authorization_policies: Vec<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PodText {
+    name: String,
+    #[serde(default = "default_name")]
+    namespace: String,
+    #[serde(default = "default_name")]
+    service_account: String,
+    node: String,
+    #[serde(default = "yes")]
+    mesh: bool,
+    #[serde(default)]
+    addresses: Vec<String>,
+    #[serde(default)]
+    services: BTreeMap<String, BTreeMap<u16, u16>>,
+    #[serde(default)]
+    authorization_policies: Vec<String>,
+}
+
+impl Spec {
+    /// Reads a lab file; all mistakes at once.
+    pub fn parse(text: &str, file: &str) -> Result<Self, Vec<Mistake>> {
+        let document = Document::parse(text, file).map_err(|mistake| vec![mistake])?;
+        let mut mistakes = Vec::new();
+        document.only_keys(&KEYS, &mut mistakes);
+        let nodes = nodes(&document, &mut mistakes);
+        let pods = pods(&document, &nodes, &mut mistakes);
+        let StaticConfig { services, policies, .. } = static_config::read(&document, &mut mistakes);
+        if mistakes.is_empty() { Ok(Self { nodes, pods, services, policies }) } else { Err(mistakes) }
+    }
+
+    /// What every proxy of the lab knows.
+    pub fn static_config(&self) -> StaticConfig {
+        StaticConfig {
+            workloads: self.pods.iter().map(Pod::workload).collect(),
+            services: self.services.clone(),
+            policies: self.policies.clone(),
+        }
+    }
+
+    pub fn pod(&self, name: &str) -> Option<&Pod> {
+        self.pods.iter().find(|pod| pod.name == name)
+    }
+
+    /// The number of a node, from 1; its addresses follow from it.
+    pub fn node_number(&self, name: &str) -> Option<usize> {
+        self.nodes.iter().position(|node| node.name == name).map(|index| index + 1)
+    }
+}
+
+impl Pod {
+    pub fn uid(&self) -> String {
+        format!("lab//Pod/{}/{}", self.namespace, self.name)
+    }
+
+    /// The names were checked when the file was read.
+    pub fn identity(&self) -> Identity {
+        Identity::new("cluster.local", &self.namespace, &self.service_account)
+            .expect("invariant: names without '/' make an identity")
+    }
+
+    fn workload(&self) -> Workload {
+        Workload {
+            uid: self.uid().as_str().into(),
+            name: self.name.clone(),
+            namespace: self.namespace.clone(),
+            identity: self.identity(),
+            addresses: self.addresses.clone(),
+            hostname: String::new(),
+            network: Network::default(),
+            protocol: if self.mesh { TunnelProtocol::Hbone } else { TunnelProtocol::Tcp },
+            network_mode: NetworkMode::Standard,
+            node: self.node.clone(),
+            workload_type: WorkloadType::Pod,
+            workload_name: self.name.clone(),
+            canonical_name: self.name.clone(),
+            canonical_revision: "v1".to_owned(),
+            cluster_id: "Kubernetes".to_owned(),
+            locality: Locality::default(),
+            status: HealthStatus::Healthy,
+            capacity: 1,
+            native_tunnel: false,
+            application_tunnel: None,
+            waypoint: None,
+            network_gateway: None,
+            authorization_policies: self.authorization_policies.clone(),
+            services: self.services.clone(),
+        }
+    }
+}
+
+/// Addresses of a node on the underlay.
+pub fn node_addresses(number: usize) -> (Ipv4Addr, Ipv6Addr) {
+    let host = 10 + number as u16;
+    (Ipv4Addr::new(172, 30, 0, host as u8), Ipv6Addr::new(0xfd00, 0x30, 0, 0, 0, 0, 0, host))
+}
+
+/// A host in the pod network of a node.
+pub fn pod_addresses(node: usize, host: usize) -> (Ipv4Addr, Ipv6Addr) {
+    (
+        Ipv4Addr::new(10, 244, node as u8, host as u8),
+        Ipv6Addr::new(0xfd00, 0x244, node as u16, 0, 0, 0, 0, host as u16),
+    )
+}
+
+fn nodes(document: &Document, mistakes: &mut Vec<Mistake>) -> Vec<Node> {
+    let mut nodes: Vec<Node> = Vec::new();
+    for place in document.items("nodes", mistakes) {
+        let Some(node) = place.decode::<Node>(mistakes) else { continue };
+        check_name(&node.name, &place.key("name"), mistakes);
+        if nodes.iter().any(|known| known.name == node.name) {
+            mistakes.push(place.mistake(format!("node {} is listed twice", node.name)));
+        }
+        nodes.push(node);
+    }
+    if nodes.len() > MOST_NODES
+        && let Some(place) = document.field("nodes")
+    {
+        mistakes.push(place.mistake(format!("at most {MOST_NODES} nodes fit")));
+    }
+    nodes
+}
+
+fn pods(document: &Document, nodes: &[Node], mistakes: &mut Vec<Mistake>) -> Vec<Pod> {
+    let mut pods: Vec<Pod> = Vec::new();
+    let mut taken: HashMap<IpAddr, String> = HashMap::new();
+    let mut hosts: HashMap<usize, usize> = HashMap::new();
+    for place in document.items("pods", mistakes) {
+        let Some(text) = place.decode::<PodText>(mistakes) else { continue };
+        for (key, name) in
+            [("name", &text.name), ("namespace", &text.namespace), ("serviceAccount", &text.service_account)]
+        {
+            check_name(name, &place.key(key), mistakes);
+        }
+        if pods.iter().any(|known| known.name == text.name) || nodes.iter().any(|node| node.name == text.name)
+        {
+            mistakes.push(place.key("name").mistake(format!("the name {} is taken", text.name)));
+        }
+        let Some(number) = nodes.iter().position(|node| node.name == text.node).map(|index| index + 1) else {
+            let known: Vec<&str> = nodes.iter().map(|node| node.name.as_str()).collect();
+            let reason = format!("there is no node \"{}\" (nodes: {})", text.node, known.join(", "));
+            mistakes.push(place.key("node").mistake(reason));
+            continue;
+        };
+        let host = hosts.entry(number).or_insert(FIRST_POD);
+        let addresses = addresses(&text, number, *host, &place, mistakes);
+        *host += 1;
+        for address in &addresses {
+            if let Some(owner) = taken.insert(*address, text.name.clone()) {
+                mistakes.push(place.mistake(format!("address {address} is taken by pod {owner}")));
+            }
+        }
+        pods.push(pod(text, addresses, &place, mistakes));
+    }
+    pods
+}
+
+fn pod(text: PodText, addresses: Vec<IpAddr>, place: &Place<'_>, mistakes: &mut Vec<Mistake>) -> Pod {
+    let mut services = BTreeMap::new();
+    for (key, ports) in &text.services {
+        let ports =
+            ports.iter().map(|(&service_port, &target_port)| ServicePort { service_port, target_port });
+        match key.parse() {
+            Ok(key) => drop(services.insert(key, ports.collect())),
+            Err(error) => mistakes.push(place.key("services").mistake(error)),
+        }
+    }
+    Pod {
+        name: text.name,
+        namespace: text.namespace,
+        service_account: text.service_account,
+        node: text.node,
+        mesh: text.mesh,
+        addresses,
+        services,
+        authorization_policies: text.authorization_policies,
+    }
+}
+
+/// The file's own, or the next of the node's network.
+fn addresses(
+    text: &PodText,
+    node: usize,
+    host: usize,
+    place: &Place<'_>,
+    mistakes: &mut Vec<Mistake>,
+) -> Vec<IpAddr> {
+    let (gateway, _) = pod_addresses(node, 1);
+    if text.addresses.is_empty() {
+        if host > 250 {
+            mistakes.push(place.mistake("the node has no address left; a node has room for 240 pods"));
+        }
+        let (four, six) = pod_addresses(node, host);
+        return vec![four.into(), six.into()];
+    }
+    let mut addresses = Vec::new();
+    for (index, address) in text.addresses.iter().enumerate() {
+        let place = place.key("addresses").index(index);
+        match address.parse::<IpAddr>() {
+            Ok(ip) if in_network(ip, node) && ip != IpAddr::V4(gateway) => addresses.push(ip),
+            Ok(ip) => {
+                let reason =
+                    format!("{ip} is not in the node's networks 10.244.{node}.0/24 and fd00:244:{node}::/64");
+                mistakes.push(place.mistake(reason));
+            }
+            Err(_) => mistakes.push(place.mistake(format!("\"{address}\" is not an IP address"))),
+        }
+    }
+    addresses
+}
+
+fn in_network(ip: IpAddr, node: usize) -> bool {
+    let (four, six) = pod_addresses(node, 0);
+    match ip {
+        IpAddr::V4(ip) => ip.octets()[..3] == four.octets()[..3],
+        IpAddr::V6(ip) => ip.segments()[..4] == six.segments()[..4],
+    }
+}
+
+/// Names become namespace files and SPIFFE pieces, so they are DNS labels (RFC 1123 section 2.1).
+fn check_name(name: &str, place: &Place<'_>, mistakes: &mut Vec<Mistake>) {
+    let fits = !name.is_empty()
+        && name.len() <= LONGEST_NAME
+        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+        && !name.starts_with('-');
+    if !fits {
+        let reason =
+            format!("\"{name}\" is not a name (1 to {LONGEST_NAME} of a-z, 0-9 and -, not starting with -)");
+        mistakes.push(place.mistake(reason));
+    }
+}
+
+fn default_name() -> String {
+    "default".to_owned()
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_built_in_lab_is_valid() {
+        let spec = Spec::parse(DEFAULT, "default.yaml").unwrap_or_else(|mistakes| panic!("{mistakes:#?}"));
+        assert_eq!(spec.nodes.len(), 2);
+        let text = static_config::to_json(&spec.static_config());
+        assert_eq!(static_config::parse(&text, "f").expect("it was written by us"), spec.static_config());
+    }
+
+    #[test]
+    fn all_mistakes_are_told_at_once() {
+        let text = "
+nodes: [{name: n1}, {name: n1}, {name: 'A b'}]
+pods:
+- {name: a, node: n1, color: red}
+- {name: b, node: n9}
+- {name: c, node: n1, addresses: [10.9.9.9, x]}
+- {name: d, node: n1}
+- {name: d, node: n1}
+- {name: e, node: n1, addresses: [10.244.1.10]}
+podz: []
+";
+        let mistakes: Vec<String> =
+            Spec::parse(text, "lab.yaml").expect_err("refused").iter().map(ToString::to_string).collect();
+        for part in [
+            "lab.yaml:2:",
+            "listed twice",
+            "\"A b\" is not a name",
+            "lab.yaml:4:",
+            "color: unknown key",
+            "there is no node \"n9\"",
+            "10.9.9.9 is not in the node's networks",
+            "\"x\" is not an IP address",
+            "the name d is taken",
+            "podz: unknown key",
+        ] {
+            assert!(mistakes.iter().any(|text| text.contains(part)), "{part} is not in {mistakes:#?}");
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! The house rules that a compiler does not check: which crate may depend on which, and that imports inside the proxy
+//! go down only.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Layers of `ztunnel/src`, highest first. Modules on one level do not import each other.
+const LEVELS: &[&[&str]] = &[
+    &["app"],
+    &["admin", "pod"],
+    &["proxy"],
+    &["hbone", "route", "policy"],
+    &["identity", "state"],
+    &["tls", "relay"],
+    &["net"],
+    &["io"],
+    &["telemetry", "config", "shutdown"],
+];
+
+/// Local crates that each crate may depend on, outside its tests.
+const CRATES: &[(&str, &[&str])] = &[
+    ("ztunnel/model", &[]),
+    ("redirect", &[]),
+    ("control-plane", &["ztunnel-model"]),
+    ("ztunnel", &["ztunnel-model", "redirect"]),
+    ("ztunnel/lab", &["ztunnel-model", "ztunnel", "redirect", "control-plane"]),
+    ("ztunnel/ctl", &["ztunnel-lab"]),
+    ("benches", &["ztunnel-lab"]),
+];
+
+/// Third-party crates and the only places of the proxy that may name them.
+const CONFINED: &[(&str, &[&str])] = &[
+    ("rustls", &["tls"]),
+    ("tokio_rustls", &["tls"]),
+    ("h2", &["hbone", "proxy/failure.rs"]),
+    ("nix", &["net", "io"]),
+    ("socket2", &["net", "io", "relay/tcp.rs"]),
+];
+
+const LONGEST_FILE: usize = 500;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display())) {
+            let path = entry.expect("a folder entry").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                found.push(path);
+            }
+        }
+    }
+    found
+}
+
+/// The code of a file without its comments and its tests.
+fn code(path: &Path) -> String {
+    let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let product = text.split("#[cfg(test)]").next().unwrap_or_default();
+    product.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+}
+
+fn is_test(path: &Path) -> bool {
+    path.components().any(|part| part.as_os_str() == "tests") || path.ends_with("tests.rs")
+}
+
+#[test]
+fn imports_in_the_proxy_go_down_only() {
+    let folder = root().join("ztunnel/src");
+    let level: BTreeMap<&str, usize> = LEVELS
+        .iter()
+        .enumerate()
+        .flat_map(|(level, names)| names.iter().map(move |name| (*name, level)))
+        .collect();
+    let mut wrong = Vec::new();
+    for path in sources(&folder).into_iter().filter(|path| !is_test(path)) {
+        let inside = path.strip_prefix(&folder).expect("found below it").to_owned();
+        let first =
+            inside.components().next().expect("a file has a name").as_os_str().to_string_lossy().into_owned();
+        let module = first.trim_end_matches(".rs").to_owned();
+        if module == "main" || module == "lib" {
+            continue;
+        }
+        let own = *level.get(module.as_str()).unwrap_or_else(|| panic!("{module} has no level in this test"));
+        for piece in code(&path).split("crate::").skip(1) {
+            let target: String = piece.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+            match level.get(target.as_str()) {
+                Some(_) if target == module => {}
+                Some(&below) if below > own => {}
+                Some(_) => wrong.push(format!("{} imports crate::{target}", inside.display())),
+                None => {
+                    wrong.push(format!("{} imports crate::{target}, which has no level", inside.display()))
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "imports must go down:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn crates_depend_on_what_they_may() {
+    let local =
+        ["ztunnel-model", "ztunnel", "redirect", "control-plane", "ztunnel-lab", "ztunnelctl", "benches"];
+    for (folder, allowed) in CRATES {
+        let manifest = root().join(folder).join("Cargo.toml");
+        let text =
+            fs::read_to_string(&manifest).unwrap_or_else(|error| panic!("{}: {error}", manifest.display()));
+        let dependencies = text.split("[dev-dependencies]").next().unwrap_or_default();
+        let named = dependencies.lines().filter_map(|line| line.split(['.', ' ', '=']).next());
+        for name in named.filter(|name| local.contains(name)) {
+            assert!(allowed.contains(&name), "{folder} must not depend on {name}");
+        }
+    }
+}
+
+#[test]
+fn libraries_stay_in_their_rooms() {
+    let folder = root().join("ztunnel/src");
+    let mut wrong = Vec::new();
+    for path in sources(&folder).into_iter().filter(|path| !is_test(path)) {
+        let inside = path.strip_prefix(&folder).expect("found below it").to_string_lossy().into_owned();
+        let text = code(&path);
+        for (library, rooms) in CONFINED {
+            let named = text
+                .match_indices(&format!("{library}::"))
+                .any(|(at, _)| !text[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':'));
+            if named && !rooms.iter().any(|room| inside.starts_with(room)) {
+                wrong.push(format!("{inside} names {library}"));
+            }
+        }
+        if text.contains("env::var") && inside != "config/raw.rs" {
+            wrong.push(format!("{inside} reads the environment"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn files_stay_readable() {
+    let mut wrong = Vec::new();
+    for path in ["ztunnel", "redirect", "control-plane", "benches"]
+        .iter()
+        .flat_map(|folder| sources(&root().join(folder)))
+    {
+        let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let lines = text.lines().count();
+        if lines > LONGEST_FILE {
+            wrong.push(format!("{} has {lines} lines", path.display()));
+        }
+        let name = path.file_name().unwrap_or_default();
+        if (name == "mod.rs" || name == "lib.rs") && !text.starts_with("//!") {
+            wrong.push(format!("{} does not open with //!", path.display()));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}

@@ -1,0 +1,161 @@
+//! SPIFFE identities as the mesh uses them (interop.md section 2.1: `spiffe://TD/ns/NS/sa/SA`, exactly five pieces).
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+/// One workload identity. Always parsed or built from its three parts, never empty.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Identity {
+    trust_domain: Arc<str>,
+    namespace: Arc<str>,
+    service_account: Arc<str>,
+}
+
+/// Why a text is not an identity.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "\"{text}\" is not a SPIFFE identity: {reason} (expected spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT)"
+)]
+pub struct Error {
+    text: String,
+    reason: &'static str,
+}
+
+impl Identity {
+    /// Builds an identity from its parts; each must be non-empty and free of `/`.
+    pub fn new(trust_domain: &str, namespace: &str, service_account: &str) -> Result<Self, Error> {
+        for (part, reason) in [
+            (trust_domain, "the trust domain is empty or holds a '/'"),
+            (namespace, "the namespace is empty or holds a '/'"),
+            (service_account, "the service account is empty or holds a '/'"),
+        ] {
+            if part.is_empty() || part.contains('/') {
+                let text = format!("spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}");
+                return Err(Error { text, reason });
+            }
+        }
+        Ok(Self {
+            trust_domain: trust_domain.into(),
+            namespace: namespace.into(),
+            service_account: service_account.into(),
+        })
+    }
+
+    pub fn trust_domain(&self) -> &str {
+        &self.trust_domain
+    }
+
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    pub fn service_account(&self) -> &str {
+        &self.service_account
+    }
+
+    /// The principal that policies match: the identity without `spiffe://` (interop.md section 9.3).
+    pub fn principal(&self) -> String {
+        format!("{}/ns/{}/sa/{}", self.trust_domain, self.namespace, self.service_account)
+    }
+}
+
+impl FromStr for Identity {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let fail = |reason| Error { text: text.to_owned(), reason };
+        let rest = text.strip_prefix("spiffe://").ok_or_else(|| fail("it does not start with spiffe://"))?;
+        let pieces: Vec<&str> = rest.split('/').collect();
+        match pieces[..] {
+            [trust_domain, "ns", namespace, "sa", service_account] => {
+                Self::new(trust_domain, namespace, service_account).map_err(|error| fail(error.reason))
+            }
+            _ => Err(fail("it does not have exactly these five pieces")),
+        }
+    }
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "spiffe://{}/ns/{}/sa/{}", self.trust_domain, self.namespace, self.service_account)
+    }
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The identities that a peer may have: at least one, sorted, without repetition, so that equal sets are equal keys.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct IdentitySet(Arc<[Identity]>);
+
+impl IdentitySet {
+    /// The set of one identity.
+    pub fn one(identity: Identity) -> Self {
+        Self(Arc::from([identity]))
+    }
+
+    /// `None` when there is no identity: an empty set can never verify anybody.
+    #[expect(clippy::should_implement_trait, reason = "the trait cannot say that there may be no set")]
+    pub fn from_iter(identities: impl IntoIterator<Item = Identity>) -> Option<Self> {
+        let mut list: Vec<Identity> = identities.into_iter().collect();
+        list.sort();
+        list.dedup();
+        (!list.is_empty()).then(|| Self(list.into()))
+    }
+
+    pub fn contains(&self, identity: &Identity) -> bool {
+        self.0.contains(identity)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Identity> {
+        self.0.iter()
+    }
+}
+
+impl fmt::Display for IdentitySet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, identity) in self.iter().enumerate() {
+            if index > 0 {
+                f.write_str(", ")?;
+            }
+            fmt::Display::fmt(identity, f)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parses_exactly_the_five_pieces() {
+        let identity: Identity =
+            "spiffe://cluster.local/ns/shop/sa/cart".parse().expect("a well-formed identity");
+        assert_eq!(identity.principal(), "cluster.local/ns/shop/sa/cart");
+        assert_eq!(identity.to_string(), "spiffe://cluster.local/ns/shop/sa/cart");
+        for bad in [
+            "",
+            "cluster.local/ns/shop/sa/cart",
+            "spiffe://cluster.local/ns/shop/sa",
+            "spiffe://cluster.local/ns/shop/sa/cart/x",
+            "spiffe:///ns/shop/sa/cart",
+            "spiffe://cluster.local/ns//sa/cart",
+            "spiffe://cluster.local/sa/cart/ns/shop",
+        ] {
+            assert!(bad.parse::<Identity>().is_err(), "{bad} must be refused");
+        }
+    }
+
+    #[test]
+    fn sets_are_never_empty_and_compare_by_content() {
+        assert!(IdentitySet::from_iter([]).is_none());
+        let a = Identity::new("td", "a", "a").expect("parts are valid");
+        let b = Identity::new("td", "b", "b").expect("parts are valid");
+        assert_eq!(IdentitySet::from_iter([a.clone(), b.clone()]), IdentitySet::from_iter([b, a.clone(), a]));
+    }
+}

@@ -1,0 +1,148 @@
+//! Workloads: the pods and hosts that send and receive traffic (interop.md section 4.6, `Workload`).
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::address::{Network, NetworkAddress};
+use crate::identity::Identity;
+use crate::service::{NamespacedHostname, ServicePort};
+
+/// Primary key of a workload, for example `cluster//v1/Pod/namespace/name`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WorkloadUid(Arc<str>);
+
+impl From<&str> for WorkloadUid {
+    fn from(uid: &str) -> Self {
+        Self(uid.into())
+    }
+}
+
+impl WorkloadUid {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Pods win over other owners of the same address (interop.md section 4.7).
+    pub fn is_pod(&self) -> bool {
+        self.0.contains("//Pod/")
+    }
+}
+
+impl fmt::Display for WorkloadUid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum TunnelProtocol {
+    /// Plain TCP.
+    #[default]
+    Tcp,
+    Hbone,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum WorkloadType {
+    #[default]
+    Deployment,
+    CronJob,
+    Pod,
+    Job,
+}
+
+impl WorkloadType {
+    /// The word used in baggage keys and in the configuration dump.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Deployment => "deployment",
+            Self::CronJob => "cronjob",
+            Self::Pod => "pod",
+            Self::Job => "job",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum HealthStatus {
+    #[default]
+    Healthy,
+    Unhealthy,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum NetworkMode {
+    #[default]
+    Standard,
+    /// Shares its node's address, so it is reachable as a service endpoint only and never looked up by IP.
+    HostNetwork,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Locality {
+    pub region: String,
+    pub zone: String,
+    pub subzone: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ApplicationProtocol {
+    None,
+    Proxy,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ApplicationTunnel {
+    pub protocol: ApplicationProtocol,
+    pub port: Option<u16>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum GatewayDestination {
+    Hostname(NamespacedHostname),
+    Address(NetworkAddress),
+}
+
+/// A reference to a waypoint or a network gateway.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct GatewayAddress {
+    pub destination: GatewayDestination,
+    pub hbone_mtls_port: u16,
+}
+
+/// One workload as the control plane describes it. Defaults (trust domain `cluster.local`, service account `default`,
+/// cluster `Kubernetes`, capacity 1) are filled in by the codec, so that nobody behind it meets an empty text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Workload {
+    pub uid: WorkloadUid,
+    pub name: String,
+    pub namespace: String,
+    /// Who this workload is; from trust domain, namespace and service account.
+    pub identity: Identity,
+    pub addresses: Vec<IpAddr>,
+    /// Only for workloads without addresses: resolved on demand.
+    pub hostname: String,
+    pub network: Network,
+    pub protocol: TunnelProtocol,
+    pub network_mode: NetworkMode,
+    pub node: String,
+    pub workload_type: WorkloadType,
+    pub workload_name: String,
+    pub canonical_name: String,
+    pub canonical_revision: String,
+    pub cluster_id: String,
+    pub locality: Locality,
+    pub status: HealthStatus,
+    /// Load-balancing weight; 0 is never chosen.
+    pub capacity: u32,
+    pub native_tunnel: bool,
+    pub application_tunnel: Option<ApplicationTunnel>,
+    pub waypoint: Option<GatewayAddress>,
+    pub network_gateway: Option<GatewayAddress>,
+    /// Names (`namespace/name`) of the selector-scoped policies that apply here.
+    pub authorization_policies: Vec<String>,
+    /// Services that this workload is an endpoint of, with the endpoint's own port map.
+    pub services: BTreeMap<NamespacedHostname, Vec<ServicePort>>,
+}

@@ -1,0 +1,227 @@
+//! What the operator wrote (`raw`, `mesh`) → what this host has (`host`) → one Config per component (`resolve`).
+//!
+//! Owns every default and every rule of interop.md sections 1.3 and 1.4 for the features that exist. `raw` is the only
+//! file that reads the environment. Must not know the components that take the values: each gets a plain struct, and
+//! only `app` sees the whole. Secrets are kept out of `Debug` and of the configuration dump.
+
+mod host;
+mod mesh;
+mod quantity;
+mod raw;
+mod resolve;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Serialize, Serializer};
+
+pub use host::Host;
+pub use raw::Environment;
+
+/// The effective configuration; serialized into `/config_dump`.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Config {
+    pub telemetry: Telemetry,
+    pub admin: Admin,
+    pub workers: usize,
+    pub node: Node,
+    pub hbone: Hbone,
+    pub sockets: Sockets,
+    pub identity: Identity,
+    pub drain: Drain,
+    pub static_config: Option<StaticSource>,
+    pub redirect_socket: PathBuf,
+    pub response_baggage: bool,
+    /// Run although the process still has capabilities.
+    pub allow_privileges: bool,
+}
+
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Telemetry {
+    pub rust_log: String,
+    pub json: bool,
+    /// Policy decisions are logged at info instead of debug.
+    pub policy_info: bool,
+    /// Label `tag` of `istio_build`.
+    pub build_tag: String,
+}
+
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Admin {
+    pub admin_port: u16,
+    pub stats_port: u16,
+    pub readiness_port: u16,
+    /// Whether the wildcard listeners are dual-stack.
+    pub ipv6: bool,
+    /// Whether the loopback listener is also opened on `::1`.
+    pub ipv6_loopback: bool,
+}
+
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Node {
+    pub name: Option<String>,
+    pub network: String,
+    pub cluster_id: String,
+    pub trust_domain: String,
+    pub ipv6: bool,
+}
+
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Hbone {
+    pub stream_window: u32,
+    pub connection_window: u32,
+    pub frame_size: u32,
+    pub max_streams: u32,
+    pub unused_release: Duration,
+}
+
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Sockets {
+    pub keepalive: Option<Keepalive>,
+    pub user_timeout: Option<Duration>,
+    /// The application sees the address of the original client.
+    pub original_source: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Keepalive {
+    pub time: Duration,
+    pub interval: Duration,
+    pub retries: u32,
+}
+
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Identity {
+    /// URI of the CA; `None` when the operator wrote an empty address.
+    pub ca_address: Option<String>,
+    pub ca_root: RootSource,
+    /// Another name that the CA's certificate may carry.
+    pub alt_hostname: Option<String>,
+    /// Extra request metadata; the values may be secrets.
+    pub headers: Vec<(String, Secret)>,
+    pub token: Option<TokenSource>,
+    pub cluster_id: String,
+    pub secret_ttl: Duration,
+}
+
+/// Where the roots that the CA's own certificate is checked against come from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum RootSource {
+    /// Read when it is needed, so that it may be mounted or renewed later.
+    File(PathBuf),
+    System,
+    /// The PEM text itself.
+    Inline(String),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum TokenSource {
+    /// Read for every request, because the kubelet renews it.
+    File(PathBuf),
+    Literal(Secret),
+}
+
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Drain {
+    pub deadline: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum StaticSource {
+    Path(PathBuf),
+    Inline(String),
+}
+
+/// A text that no log and no dump shows.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    pub fn new(text: String) -> Self {
+        Self(text)
+    }
+
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("REDACTED")
+    }
+}
+
+impl Serialize for Secret {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str("REDACTED")
+    }
+}
+
+/// Everything that is wrong with the configuration, so that one start shows it all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Error(pub Vec<Mistake>);
+
+/// One value that cannot be used: where it stands, what it says, what was expected there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mistake {
+    pub place: String,
+    pub value: String,
+    pub expected: String,
+}
+
+impl fmt::Display for Mistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={:?}: expected {}", self.place, self.value, self.expected)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the configuration cannot be used:")?;
+        self.0.iter().try_for_each(|mistake| write!(f, "\n  {mistake}"))
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// The configuration of this process: its environment and its mesh file, on this host.
+pub fn load() -> Result<Config, Error> {
+    let (file, mut mistakes) = match mesh::read() {
+        Ok(text) => (text, Vec::new()),
+        Err(mistake) => (None, vec![mistake]),
+    };
+    let config = evaluate(&Environment::process(), file.as_deref(), &Host::discover(), &mut mistakes);
+    if mistakes.is_empty() { Ok(config) } else { Err(Error(mistakes)) }
+}
+
+/// The same from given inputs; `mesh_file` is the text of the mesh configuration.
+pub fn from(environment: &Environment, mesh_file: Option<&str>, host: &Host) -> Result<Config, Error> {
+    let mut mistakes = Vec::new();
+    let config = evaluate(environment, mesh_file, host, &mut mistakes);
+    if mistakes.is_empty() { Ok(config) } else { Err(Error(mistakes)) }
+}
+
+fn evaluate(env: &Environment, mesh_file: Option<&str>, host: &Host, mistakes: &mut Vec<Mistake>) -> Config {
+    let raw = raw::Raw::read(env, mistakes);
+    let file = mesh_file.map(|text| mesh::parse(mesh::FILE, text, Some("defaultConfig"), mistakes));
+    let inline = raw.proxy_config.as_deref().map(|text| mesh::parse("PROXY_CONFIG", text, None, mistakes));
+    let proxy_config = file.unwrap_or_default().overlaid_with(inline.unwrap_or_default());
+    resolve::resolve(raw, proxy_config, host, mistakes)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,181 @@
+//! Defaults, and the rules by which several variables make one value.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::mesh::ProxyConfig;
+use super::quantity::Workers;
+use super::raw::Raw;
+use super::{
+    Admin, Config, Drain, Hbone, Host, Identity, Keepalive, Mistake, Node, RootSource, Secret, Sockets,
+    StaticSource, Telemetry, TokenSource,
+};
+
+const ROOT_FILE: &str = "./var/run/secrets/istio/root-cert.pem";
+const TOKEN_FILE: &str = "./var/run/secrets/tokens/istio-token";
+const REDIRECT_SOCKET: &str = "/var/run/ztunnel/redirect.sock";
+const READINESS_PORT: u16 = 15021;
+
+pub(super) fn resolve(
+    raw: Raw,
+    proxy_config: ProxyConfig,
+    host: &Host,
+    mistakes: &mut Vec<Mistake>,
+) -> Config {
+    let workers = workers(&raw, proxy_config.concurrency, host);
+    let ipv6 = raw.ipv6_enabled.unwrap_or(true) && host.ipv6;
+    // Environment before document: the environment is what the operator of this process wrote.
+    let metadata = |from_env: &Option<String>, key: &str| {
+        from_env.clone().or_else(|| proxy_config.metadata.get(&format!("ISTIO_META_{key}")).cloned())
+    };
+    let cluster_id = metadata(&raw.meta_cluster_id, "CLUSTER_ID")
+        .or_else(|| raw.cluster_id.clone())
+        .unwrap_or_else(|| "Kubernetes".to_owned());
+    let build_tag = metadata(&raw.meta_istio_version, "ISTIO_VERSION")
+        .unwrap_or_else(|| env!("CARGO_PKG_VERSION").to_owned());
+    Config {
+        telemetry: Telemetry {
+            rust_log: raw.rust_log.clone().unwrap_or_else(|| "info".to_owned()),
+            json: raw.json_log.unwrap_or(false),
+            policy_info: raw.policy_info.unwrap_or(false),
+            build_tag,
+        },
+        admin: Admin {
+            admin_port: proxy_config.admin_port.unwrap_or(15000),
+            stats_port: proxy_config.stats_port.unwrap_or(15020),
+            readiness_port: READINESS_PORT,
+            ipv6,
+            ipv6_loopback: ipv6 && host.ipv6_loopback,
+        },
+        workers,
+        node: Node {
+            name: raw.node_name.clone(),
+            network: raw.network.clone().unwrap_or_default(),
+            cluster_id: cluster_id.clone(),
+            trust_domain: raw.trust_domain.clone().unwrap_or_else(|| "cluster.local".to_owned()),
+            ipv6,
+        },
+        hbone: Hbone {
+            stream_window: raw.stream_window.unwrap_or(4 << 20),
+            connection_window: raw.connection_window.unwrap_or(16 << 20),
+            frame_size: raw.frame_size.unwrap_or(1 << 20),
+            max_streams: raw.max_streams.unwrap_or(100),
+            unused_release: raw.unused_release.unwrap_or(Duration::from_secs(5 * 60)),
+        },
+        sockets: sockets(&raw),
+        drain: Drain { deadline: drain_deadline(&raw) },
+        static_config: static_config(&raw, mistakes),
+        redirect_socket: raw.redirect_socket.clone().unwrap_or_else(|| PathBuf::from(REDIRECT_SOCKET)),
+        response_baggage: raw.response_baggage.unwrap_or(true),
+        allow_privileges: raw.allow_privileges.unwrap_or(false),
+        identity: identity(raw, cluster_id, host, mistakes),
+    }
+}
+
+/// The last paragraph of interop.md section 1.3.
+fn workers(raw: &Raw, concurrency: Option<u16>, host: &Host) -> usize {
+    let cpus = raw.resource_cpu_limit.or(raw.cpu_limit).unwrap_or(host.cpus).max(1);
+    let percent = |share: usize| (cpus * share).div_ceil(100).max(1);
+    let request = raw.resource_cpu_request.unwrap_or(0);
+    match (raw.worker_threads, concurrency) {
+        (Some(Workers::Count(count)), _) => count,
+        (Some(Workers::AllCpus), _) | (None, Some(0)) => cpus,
+        (Some(Workers::Percent(share)), _) => percent(share as usize),
+        (None, Some(count)) => usize::from(count),
+        (None, None) => match raw.resource_cpu_limit {
+            Some(limit) => limit.max(request),
+            None => percent(25).max(request).max(2),
+        },
+    }
+}
+
+fn sockets(raw: &Raw) -> Sockets {
+    let keepalive = Keepalive {
+        time: raw.keepalive_time.unwrap_or(Duration::from_secs(180)),
+        interval: raw.keepalive_interval.unwrap_or(Duration::from_secs(180)),
+        retries: raw.keepalive_retries.unwrap_or(9),
+    };
+    let user_timeout = keepalive.time.saturating_add(keepalive.interval.saturating_mul(keepalive.retries));
+    Sockets {
+        keepalive: raw.keepalive_enabled.unwrap_or(true).then_some(keepalive),
+        user_timeout: raw.user_timeout_enabled.unwrap_or(false).then_some(user_timeout),
+        // The agent's sockets can always take the original address, so "when it succeeds" is the same as "yes".
+        original_source: raw.enable_orig_src.unwrap_or(true),
+    }
+}
+
+/// The proxy must be gone before the kubelet kills it, with as much of the grace period used as is safe.
+fn drain_deadline(raw: &Raw) -> Duration {
+    const SECOND: Duration = Duration::from_secs(1);
+    raw.termination_deadline.unwrap_or_else(|| match raw.grace_period {
+        None => SECOND * 5,
+        Some(grace) if grace > SECOND * 10 => grace - SECOND * 5,
+        Some(grace) => grace.saturating_sub(SECOND).max(SECOND),
+    })
+}
+
+fn static_config(raw: &Raw, mistakes: &mut Vec<Mistake>) -> Option<StaticSource> {
+    match (raw.local_xds_path.clone(), raw.local_xds.clone()) {
+        (Some(path), Some(_)) => {
+            mistakes.push(Mistake {
+                place: "LOCAL_XDS_PATH".to_owned(),
+                value: path.display().to_string(),
+                expected: "to be the only one of LOCAL_XDS_PATH and LOCAL_XDS".to_owned(),
+            });
+            None
+        }
+        (Some(path), None) => Some(StaticSource::Path(path)),
+        (None, inline) => inline.map(StaticSource::Inline),
+    }
+}
+
+fn identity(raw: Raw, cluster_id: String, host: &Host, mistakes: &mut Vec<Mistake>) -> Identity {
+    let root = raw.ca_root_ca.unwrap_or_else(|| ROOT_FILE.to_owned());
+    Identity {
+        ca_address: ca_address(raw.ca_address, raw.in_kubernetes, mistakes),
+        ca_root: match root.as_str() {
+            "SYSTEM" => RootSource::System,
+            pem if pem.contains("-----BEGIN") => RootSource::Inline(root),
+            _ => RootSource::File(PathBuf::from(root)),
+        },
+        alt_hostname: raw.alt_ca_hostname,
+        headers: raw.ca_headers,
+        token: token(raw.auth_token, host),
+        cluster_id,
+        secret_ttl: raw.secret_ttl.unwrap_or(Duration::from_secs(24 * 60 * 60)),
+    }
+}
+
+fn ca_address(written: Option<String>, in_kubernetes: bool, mistakes: &mut Vec<Mistake>) -> Option<String> {
+    let address = match written {
+        Some(address) => address,
+        None if in_kubernetes => "https://istiod.istio-system.svc:15012".to_owned(),
+        None => "https://localhost:15012".to_owned(),
+    };
+    if address.is_empty() {
+        return None;
+    }
+    let uri = if address.contains("://") { address.clone() } else { format!("https://{address}") };
+    let usable = |uri: &http::Uri| {
+        matches!(uri.scheme_str(), Some("https" | "http")) && uri.host().is_some_and(|host| !host.is_empty())
+    };
+    if uri.parse::<http::Uri>().is_ok_and(|uri| usable(&uri)) {
+        return Some(uri);
+    }
+    mistakes.push(Mistake {
+        place: "CA_ADDRESS".to_owned(),
+        value: address,
+        expected: "HOST:PORT or https://HOST:PORT".to_owned(),
+    });
+    None
+}
+
+fn token(written: Option<Secret>, host: &Host) -> Option<TokenSource> {
+    match written {
+        Some(text) if (host.exists)(Path::new(text.expose())) => {
+            Some(TokenSource::File(PathBuf::from(text.expose())))
+        }
+        Some(text) => Some(TokenSource::Literal(text)),
+        None => (host.exists)(Path::new(TOKEN_FILE)).then(|| TokenSource::File(PathBuf::from(TOKEN_FILE))),
+    }
+}

@@ -1,0 +1,192 @@
+//! The client role: a tunnel and the CONNECT requests in it.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use http::{HeaderMap, Method, Request, StatusCode, Uri};
+use tokio_util::sync::CancellationToken;
+
+use super::stream::Stream;
+use super::{HANDSHAKE_DEADLINE, RESPONSE_DEADLINE, SEND_BUFFER, Settings, keepalive};
+use crate::tls;
+
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    #[error("the HTTP/2 handshake took longer than {} s", HANDSHAKE_DEADLINE.as_secs())]
+    HandshakeTimeout,
+    #[error("HTTP/2: {0}")]
+    Http2(Rc<h2::Error>),
+    #[error("the peer offers no room for another stream")]
+    NoRoom,
+    #[error("no answer to the CONNECT within {} s", RESPONSE_DEADLINE.as_secs())]
+    ResponseTimeout,
+    #[error("http status: {0}")]
+    Status(StatusCode),
+    #[error("cannot ask for \"{authority}\": {reason}")]
+    Request { authority: String, reason: String },
+}
+
+impl Error {
+    /// Whether the stream was refused before the peer acted on it, so that asking elsewhere is safe (RFC 9113
+    /// section 8.7).
+    pub fn is_unprocessed(&self) -> bool {
+        match self {
+            Self::Http2(error) => {
+                error.is_go_away() || error.is_io() || error.reason() == Some(h2::Reason::REFUSED_STREAM)
+            }
+            Self::HandshakeTimeout | Self::NoRoom => true,
+            Self::ResponseTimeout | Self::Status(_) | Self::Request { .. } => false,
+        }
+    }
+}
+
+impl From<h2::Error> for Error {
+    fn from(error: h2::Error) -> Self {
+        Self::Http2(Rc::new(error))
+    }
+}
+
+/// An open tunnel. Streams hold it; HTTP/2 closes it, after flushing, when nobody does.
+pub struct Tunnel {
+    requests: SendRequest<Bytes>,
+    load: Rc<Load>,
+}
+
+/// How busy a tunnel is.
+struct Load {
+    streams: Cell<usize>,
+    closed: Cell<bool>,
+    idle_since: Cell<Option<tokio::time::Instant>>,
+}
+
+/// What a CONNECT was answered with.
+pub struct Connected {
+    pub stream: Stream,
+    pub headers: HeaderMap,
+    pub hold: StreamHold,
+}
+
+/// Counts a stream of a tunnel for as long as it lives, and keeps the tunnel open.
+pub struct StreamHold {
+    tunnel: Rc<Tunnel>,
+}
+
+impl Tunnel {
+    /// HTTP/2 over an established TLS stream. `stop` ends it at once.
+    pub(super) async fn open(
+        tls: tls::Stream,
+        settings: &Settings,
+        stop: CancellationToken,
+    ) -> Result<Rc<Self>, Error> {
+        let handshake = h2::client::Builder::new()
+            .initial_window_size(settings.stream_window)
+            .initial_connection_window_size(settings.connection_window)
+            .max_frame_size(settings.frame_size)
+            .max_header_list_size(16 * 1024)
+            .max_send_buffer_size(SEND_BUFFER)
+            .initial_max_send_streams(settings.max_streams)
+            .enable_push(false)
+            .handshake(tls);
+        let (requests, mut connection) = tokio::time::timeout(HANDSHAKE_DEADLINE, handshake)
+            .await
+            .map_err(|_| Error::HandshakeTimeout)??;
+        let load =
+            Rc::new(Load { streams: Cell::new(0), closed: Cell::new(false), idle_since: Cell::new(None) });
+        let ended = load.clone();
+        tokio::task::spawn_local(async move {
+            let pings = connection.ping_pong();
+            let dead = async {
+                match pings {
+                    Some(pings) => keepalive::until_dead(pings).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                result = &mut connection => {
+                    if let Err(error) = result {
+                        tracing::debug!(%error, "tunnel ended");
+                    }
+                }
+                () = dead => tracing::warn!("the tunnel's peer no longer answers; closing it"),
+                () = stop.cancelled() => {}
+            }
+            ended.closed.set(true);
+        });
+        Ok(Rc::new(Self { requests, load }))
+    }
+
+    /// Whether another stream may be opened now: below our own bound and the peer's live one.
+    pub(super) fn has_room(&self, max_streams: usize) -> bool {
+        let limit = max_streams.min(self.requests.current_max_send_streams());
+        !self.load.closed.get() && self.load.streams.get() < limit
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.load.closed.get()
+    }
+
+    /// How long the tunnel has had no stream.
+    pub(super) fn idle_for(&self) -> Option<Duration> {
+        self.load.idle_since.get().map(|since| since.elapsed())
+    }
+
+    /// Counts a stream in; room must have been asked for before, without waiting between.
+    pub(super) fn hold(self: &Rc<Self>) -> StreamHold {
+        self.load.streams.set(self.load.streams.get() + 1);
+        self.load.idle_since.set(None);
+        StreamHold { tunnel: self.clone() }
+    }
+}
+
+impl StreamHold {
+    /// Sends the CONNECT and waits for its answer.
+    pub async fn connect(self, authority: &str, headers: HeaderMap) -> Result<Connected, Error> {
+        let request = request(authority, headers)?;
+        let exchange = async {
+            let mut requests = self.tunnel.requests.clone().ready().await?;
+            let (response, send) = requests.send_request(request, false)?;
+            Ok::<_, h2::Error>((response.await?, send))
+        };
+        let answered = tokio::time::timeout(RESPONSE_DEADLINE, exchange).await;
+        let (response, send) = match answered {
+            Err(_) => return Err(Error::ResponseTimeout),
+            Ok(Err(error)) => {
+                if error.is_go_away() || error.is_io() {
+                    self.tunnel.load.closed.set(true);
+                }
+                return Err(error.into());
+            }
+            Ok(Ok(answer)) => answer,
+        };
+        if response.status() != StatusCode::OK {
+            return Err(Error::Status(response.status()));
+        }
+        let (parts, receive) = response.into_parts();
+        Ok(Connected { stream: Stream::new(receive, send), headers: parts.headers, hold: self })
+    }
+}
+
+impl Drop for StreamHold {
+    fn drop(&mut self) {
+        let load = &self.tunnel.load;
+        load.streams.set(load.streams.get() - 1);
+        if load.streams.get() == 0 {
+            load.idle_since.set(Some(tokio::time::Instant::now()));
+        }
+    }
+}
+
+fn request(authority: &str, headers: HeaderMap) -> Result<Request<()>, Error> {
+    let fail = |reason: String| Error::Request { authority: authority.to_owned(), reason };
+    let uri = Uri::builder().authority(authority).build().map_err(|error| fail(error.to_string()))?;
+    let mut request = Request::builder()
+        .method(Method::CONNECT)
+        .uri(uri)
+        .body(())
+        .map_err(|error| fail(error.to_string()))?;
+    *request.headers_mut() = headers;
+    Ok(request)
+}

@@ -1,0 +1,214 @@
+//! When to ask the CA for one identity's certificate. Pure: the caller brings the time and the jitter.
+//!
+//! Renewal comes at half life, up to a tenth of the lifetime earlier, so that pods enrolled together do not renew
+//! together. Failures back off: about 1 s, doubled, at most 150 s (interop.md section 5.5), and at most a tenth of the
+//! lifetime once one is known, since a 20 s certificate has no 150 s to wait. While a certificate is valid the next
+//! attempt is never later than its end.
+
+use std::time::{Duration, SystemTime};
+
+const BACKOFF_FIRST: Duration = Duration::from_secs(1);
+const BACKOFF_CAP: Duration = Duration::from_secs(150);
+const BACKOFF_FLOOR: Duration = Duration::from_millis(200);
+const BACKOFF_JITTER: f64 = 0.2;
+
+/// The life of a certificate as its two dates say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Validity {
+    pub not_before: SystemTime,
+    pub not_after: SystemTime,
+}
+
+impl Validity {
+    pub fn lifetime(&self) -> Duration {
+        self.not_after.duration_since(self.not_before).unwrap_or_default()
+    }
+
+    pub fn is_over(&self, now: SystemTime) -> bool {
+        now > self.not_after
+    }
+}
+
+/// When the next request for one identity is due.
+#[derive(Clone, Debug)]
+pub struct Schedule {
+    set_at: SystemTime,
+    due: SystemTime,
+    failures: u32,
+    current: Option<Validity>,
+}
+
+impl Schedule {
+    /// A new identity is due at once.
+    pub fn new(now: SystemTime) -> Self {
+        Self { set_at: now, due: now, failures: 0, current: None }
+    }
+
+    /// How long until the next request; zero when it is due.
+    pub fn wait(&self, now: SystemTime) -> Duration {
+        match now.duration_since(self.set_at) {
+            Ok(_) => self.due.duration_since(now).unwrap_or_default(),
+            // The clock was set back past the moment of planning. The plan means nothing any more, and asking once too
+            // often is cheaper than sleeping for as long as the clock jumped.
+            Err(_) => Duration::ZERO,
+        }
+    }
+
+    /// The moment planned for the next request.
+    pub fn due(&self) -> SystemTime {
+        self.due
+    }
+
+    /// A certificate came. `jitter` lies in 0..1.
+    pub fn succeeded(&mut self, now: SystemTime, validity: Validity, jitter: f64) {
+        let lifetime = validity.lifetime();
+        let half_life = validity.not_before + lifetime / 2;
+        let early = lifetime.mul_f64(0.1 * jitter.clamp(0.0, 1.0));
+        // A CA that answers with a certificate past its half life must not be asked in a tight loop for a better one.
+        let left = validity.not_after.duration_since(now).unwrap_or_default();
+        let soonest = now + (lifetime / 20).min(left / 2).max(BACKOFF_FLOOR);
+        *self =
+            Self { set_at: now, due: (half_life - early).max(soonest), failures: 0, current: Some(validity) };
+    }
+
+    /// The request failed. `jitter` lies in 0..1. Tells how long until the next one.
+    pub fn failed(&mut self, now: SystemTime, jitter: f64) -> Duration {
+        let cap = self.cap();
+        let doubled = BACKOFF_FIRST.saturating_mul(1_u32.checked_shl(self.failures).unwrap_or(u32::MAX));
+        let spread = 1.0 - BACKOFF_JITTER + 2.0 * BACKOFF_JITTER * jitter.clamp(0.0, 1.0);
+        let delay = doubled.min(cap).mul_f64(spread).min(cap);
+        self.failures = self.failures.saturating_add(1);
+        let until_end = self.current.and_then(|validity| validity.not_after.duration_since(now).ok());
+        let delay = match until_end {
+            Some(left) if left > Duration::ZERO => delay.min(left),
+            _ => delay,
+        };
+        self.set_at = now;
+        self.due = now + delay;
+        delay
+    }
+
+    /// Failures since the last success.
+    pub fn failures(&self) -> u32 {
+        self.failures
+    }
+
+    fn cap(&self) -> Duration {
+        match self.current {
+            Some(validity) => (validity.lifetime() / 10).clamp(BACKOFF_FLOOR, BACKOFF_CAP),
+            None => BACKOFF_CAP,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn start() -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000)
+    }
+
+    fn validity(not_before: SystemTime, lifetime: Duration) -> Validity {
+        Validity { not_before, not_after: not_before + lifetime }
+    }
+
+    #[test]
+    fn a_new_identity_is_due_at_once() {
+        assert_eq!(Schedule::new(start()).wait(start()), Duration::ZERO);
+    }
+
+    #[test]
+    fn renewal_is_at_half_life_or_up_to_a_tenth_earlier() {
+        let mut schedule = Schedule::new(start());
+        schedule.succeeded(start(), validity(start(), 24 * HOUR), 0.0);
+        assert_eq!(schedule.wait(start()), 12 * HOUR);
+        schedule.succeeded(start(), validity(start(), 24 * HOUR), 1.0);
+        assert_eq!(schedule.wait(start()).as_secs(), (24 * HOUR).as_secs() * 4 / 10);
+        assert_eq!(schedule.wait(start() + 13 * HOUR), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_certificate_past_its_half_life_does_not_make_a_tight_loop() {
+        let mut schedule = Schedule::new(start());
+        schedule.succeeded(start(), validity(start() - 20 * HOUR, 24 * HOUR), 0.0);
+        assert_eq!(schedule.wait(start()), 24 * HOUR / 20);
+        schedule.succeeded(start(), validity(start() - 24 * HOUR, 24 * HOUR), 0.0);
+        assert_eq!(schedule.wait(start()), BACKOFF_FLOOR);
+    }
+
+    #[test]
+    fn failures_double_the_wait_up_to_the_cap_within_the_jitter() {
+        for (jitter, factor) in [(0.0, 0.8), (0.5, 1.0), (1.0, 1.2)] {
+            let mut schedule = Schedule::new(start());
+            let mut now = start();
+            for expected in [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 150.0, 150.0, 150.0] {
+                let wait = schedule.failed(now, jitter);
+                let expected = f64::min(expected * factor, 150.0);
+                assert!((wait.as_secs_f64() - expected).abs() < 0.001, "{wait:?} is not about {expected} s");
+                assert_eq!(schedule.wait(now), wait);
+                now += wait;
+                assert_eq!(schedule.wait(now), Duration::ZERO);
+            }
+        }
+        let mut schedule = Schedule::new(start());
+        for _ in 0..100 {
+            assert!(schedule.failed(start(), 1.0) <= BACKOFF_CAP);
+        }
+    }
+
+    #[test]
+    fn success_resets_the_back_off() {
+        let mut schedule = Schedule::new(start());
+        for _ in 0..5 {
+            schedule.failed(start(), 0.5);
+        }
+        schedule.succeeded(start(), validity(start(), 24 * HOUR), 0.5);
+        assert_eq!(schedule.failures(), 0);
+        assert_eq!(schedule.failed(start() + 12 * HOUR, 0.5), BACKOFF_FIRST);
+    }
+
+    #[test]
+    fn a_short_certificate_is_tried_many_times_before_its_end() {
+        let lifetime = Duration::from_secs(20);
+        let mut schedule = Schedule::new(start());
+        schedule.succeeded(start(), validity(start(), lifetime), 0.0);
+        let mut now = start() + schedule.wait(start());
+        let mut attempts = 0;
+        while now < start() + lifetime {
+            let wait = schedule.failed(now, 0.5);
+            assert!(wait <= lifetime / 10, "{wait:?} is too long for {lifetime:?}");
+            now += wait;
+            attempts += 1;
+        }
+        assert!(attempts >= 5, "only {attempts} attempts before the end");
+        assert!(
+            schedule.failed(now, 1.0) <= lifetime / 10,
+            "after the end the pod waits no longer than before it"
+        );
+    }
+
+    #[test]
+    fn the_next_attempt_is_never_later_than_the_end_of_a_valid_certificate() {
+        let mut schedule = Schedule::new(start());
+        schedule.succeeded(start(), validity(start(), HOUR), 0.0);
+        for _ in 0..9 {
+            schedule.failed(start() + HOUR / 2, 0.5);
+        }
+        let end = start() + HOUR;
+        assert_eq!(schedule.failed(end - Duration::from_secs(3), 0.5), Duration::from_secs(3));
+        assert!(
+            schedule.failed(end, 0.5) > Duration::from_secs(3),
+            "at its end the certificate no longer counts"
+        );
+    }
+
+    #[test]
+    fn a_clock_set_back_does_not_put_the_request_off() {
+        let mut schedule = Schedule::new(start());
+        schedule.failed(start(), 0.5);
+        assert_eq!(schedule.wait(start() - HOUR), Duration::ZERO);
+    }
+}

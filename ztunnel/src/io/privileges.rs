@@ -1,0 +1,47 @@
+//! What the process may do. It parses bytes from anybody, so it holds no capability and can never gain one.
+
+use std::io;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(
+        "this process holds capabilities (CapEff={effective}); run it as a user without any, or set \
+         ALLOW_PRIVILEGES=true to accept the risk"
+    )]
+    Capabilities { effective: String },
+    #[error("cannot set no_new_privs: {0}")]
+    NoNewPrivileges(nix::Error),
+    #[error("no_new_privs is not in force although it was set")]
+    NotInForce,
+    #[error("cannot read /proc/self/status, which tells the capabilities: {0}")]
+    Status(io::Error),
+}
+
+/// Gives up new privileges for ever and checks that there are none.
+pub fn drop_all() -> Result<(), Error> {
+    nix::sys::prctl::set_no_new_privs().map_err(Error::NoNewPrivileges)?;
+    let status = std::fs::read_to_string("/proc/self/status").map_err(Error::Status)?;
+    let effective = field(&status, "CapEff:").unwrap_or("unknown");
+    if !effective.trim_start_matches('0').is_empty() {
+        return Err(Error::Capabilities { effective: effective.to_owned() });
+    }
+    if field(&status, "NoNewPrivs:") != Some("1") {
+        return Err(Error::NotInForce);
+    }
+    Ok(())
+}
+
+/// Each connection takes two descriptors, so the soft limit is of no use.
+pub fn raise_open_files() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+}
+
+fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
+    status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
+}

@@ -1,0 +1,45 @@
+//! Options of connected sockets.
+
+use std::io;
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::TcpStream;
+
+/// How dead peers are noticed (interop.md section 1.3, KEEPALIVE_* and USER_TIMEOUT_ENABLED).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    pub keepalive: Option<Keepalive>,
+    pub user_timeout: Option<Duration>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Keepalive {
+    pub time: Duration,
+    pub interval: Duration,
+    pub retries: u32,
+}
+
+/// Sets the options that every relayed connection has.
+pub fn prepare(stream: &TcpStream, options: &Options) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    if let Some(keepalive) = options.keepalive {
+        let keepalive = TcpKeepalive::new()
+            .with_time(keepalive.time)
+            .with_interval(keepalive.interval)
+            .with_retries(keepalive.retries);
+        socket.set_tcp_keepalive(&keepalive)?;
+    }
+    if options.user_timeout.is_some() {
+        socket.set_tcp_user_timeout(options.user_timeout)?;
+    }
+    Ok(())
+}
+
+/// Makes the close that follows a reset (RFC 9293 section 3.10.7: unsent data is discarded, the peer sees RST).
+pub fn reset_on_close(stream: &TcpStream) {
+    if let Err(error) = SockRef::from(stream).set_linger(Some(Duration::ZERO)) {
+        tracing::debug!(%error, "cannot turn the close into a reset");
+    }
+}

@@ -1,0 +1,14 @@
+//! Pods of this node as the proxy serves them: who they are, which workers accept for them, and where their sockets
+//! come from.
+//!
+//! ```text
+//! PodAdded ─▶ certificate asked for ─▶ every worker accepts ─▶ serving ─▶ PodRemoved ─▶ everything closed at once
+//!                                                        └─ agent away: goes on, hands its listeners to the next agent
+//! ```
+//!
+//! Runs on the control thread. Must not know how pods are found or captured: the agent does that.
+
+pub mod demand;
+pub mod manager;
+
+pub use manager::{Manager, View};

@@ -1,0 +1,222 @@
+//! The register of live inbound connections of one pod on one worker.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+
+use tokio::sync::Notify;
+use ztunnel_model::policy::{Connection, Decision, decide, dry_run};
+use ztunnel_model::{Identity, Workload};
+
+use super::authorized::AuthorizedConnection;
+use crate::state::{Reader, Snapshot};
+use crate::telemetry::events;
+
+/// What a decision is made from.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// Verified identity of the peer; `None` for plaintext.
+    pub identity: Option<Identity>,
+    pub source: SocketAddr,
+    /// The application's address and real port.
+    pub destination: SocketAddr,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Denied {
+    #[error("{0}")]
+    Policy(Decision),
+    #[error("policy {0} applies to this workload but is not known yet")]
+    MissingPolicy(String),
+}
+
+/// Finds the pod's own record in a snapshot.
+pub type OwnWorkload = Box<dyn Fn(&Snapshot) -> Option<Arc<Workload>>>;
+
+pub struct Enforcer {
+    reader: Reader,
+    own_workload: OwnWorkload,
+    at_info: bool,
+    live: RefCell<HashMap<u64, Rc<Live>>>,
+    next: Cell<u64>,
+}
+
+/// A registered connection; leaves the register when dropped.
+pub(super) struct Registered {
+    pub(super) live: Rc<Live>,
+    key: u64,
+    enforcer: Weak<Enforcer>,
+}
+
+pub(super) struct Live {
+    pub(super) facts: Facts,
+    workload: RefCell<Arc<Workload>>,
+    pub(super) revoked: Notify,
+    pub(super) denied: RefCell<Option<Denied>>,
+}
+
+impl Enforcer {
+    /// `at_info` lifts the log of decisions from debug to info (AUTHZ_POLICY_INFO_LOGGING).
+    pub fn new(reader: Reader, own_workload: OwnWorkload, at_info: bool) -> Rc<Self> {
+        Rc::new(Self { reader, own_workload, at_info, live: RefCell::default(), next: Cell::new(0) })
+    }
+
+    /// Registers, then decides with a snapshot read after that: no change can slip between the two.
+    pub fn authorize(
+        self: &Rc<Self>,
+        facts: Facts,
+        workload: Arc<Workload>,
+    ) -> Result<AuthorizedConnection, Denied> {
+        let registered = self.register(facts, workload);
+        let snapshot = self.reader.snapshot();
+        if let Some(workload) = (self.own_workload)(&snapshot) {
+            *registered.live.workload.borrow_mut() = workload;
+        }
+        let workload = registered.live.workload.borrow().clone();
+        let decision = judge(&snapshot, &workload, &registered.live.facts);
+        self.log(&snapshot, &workload, &registered.live.facts, &decision);
+        decision.map(|_| AuthorizedConnection::new(registered))
+    }
+
+    /// Follows the state for ever: each publication re-decides every live connection.
+    pub async fn watch(self: Rc<Self>) {
+        let mut reader = self.reader.clone();
+        while reader.changed().await {
+            self.recheck(&reader.snapshot());
+        }
+    }
+
+    fn recheck(&self, snapshot: &Snapshot) {
+        let own = (self.own_workload)(snapshot);
+        for live in self.live.borrow().values() {
+            if let Some(workload) = &own {
+                *live.workload.borrow_mut() = workload.clone();
+            }
+            let decision = judge(snapshot, &live.workload.borrow(), &live.facts);
+            if let Err(denied) = decision {
+                live.denied.replace(Some(denied));
+                live.revoked.notify_one();
+            }
+        }
+    }
+
+    fn register(self: &Rc<Self>, facts: Facts, workload: Arc<Workload>) -> Registered {
+        let key = self.next.replace(self.next.get() + 1);
+        let live = Rc::new(Live {
+            facts,
+            workload: RefCell::new(workload),
+            revoked: Notify::new(),
+            denied: RefCell::new(None),
+        });
+        self.live.borrow_mut().insert(key, live.clone());
+        Registered { live, key, enforcer: Rc::downgrade(self) }
+    }
+
+    fn log(
+        &self,
+        snapshot: &Snapshot,
+        workload: &Workload,
+        facts: &Facts,
+        decision: &Result<Decision, Denied>,
+    ) {
+        let level_off = !self.at_info && !tracing::enabled!(tracing::Level::DEBUG);
+        if level_off {
+            return;
+        }
+        let Facts { identity, source: src, destination: dst } = facts;
+        let (src, dst, identity) = (*src, *dst, identity.as_ref());
+        for outcome in dry_run(snapshot.policies_for(workload), &facts.connection()) {
+            events::DryRun { src, dst, identity, outcome: &outcome }.emit(self.at_info);
+        }
+        let decision: &dyn fmt::Display = match decision {
+            Ok(decision) => decision,
+            Err(denied) => denied,
+        };
+        events::PolicyDecision { src, dst, identity, decision }.emit(self.at_info);
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        if let Some(enforcer) = self.enforcer.upgrade() {
+            enforcer.live.borrow_mut().remove(&self.key);
+        }
+    }
+}
+
+impl Facts {
+    fn connection(&self) -> Connection<'_> {
+        Connection { identity: self.identity.as_ref(), source: self.source, destination: self.destination }
+    }
+}
+
+fn judge(snapshot: &Snapshot, workload: &Workload, facts: &Facts) -> Result<Decision, Denied> {
+    if let Some(name) = snapshot.missing_policy(workload) {
+        return Err(Denied::MissingPolicy(name.to_owned()));
+    }
+    let decision = decide(snapshot.policies_for(workload), &facts.connection());
+    if decision.is_allowed() { Ok(decision) } else { Err(Denied::Policy(decision)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state;
+    use crate::state::apply::build;
+    use ztunnel_model::codec::static_config::parse;
+
+    fn mesh(policies: &str, named: &str) -> Snapshot {
+        let text = format!(
+            "workloads:
+- {{uid: w, name: w, namespace: shop, workloadIps: [10.0.0.2], services: {{}}, authorizationPolicies: [{named}]}}
+policies: {policies}
+"
+        );
+        build(&parse(&text, "test.yaml").unwrap_or_else(|mistakes| panic!("{mistakes:?}")))
+    }
+
+    const DENY_ALL: &str = "
+- {name: strict, namespace: shop, scope: WorkloadSelector, action: Deny, dryRun: false, rules: [[[{notPrincipals: [{Presence: []}]}]]]}";
+
+    fn enforcer() -> (state::Writer, Rc<Enforcer>) {
+        let (mut writer, reader) = state::new();
+        writer.publish(mesh("[]", ""));
+        let own: OwnWorkload = Box::new(|snapshot| snapshot.workload(&"w".into()).cloned());
+        (writer, Enforcer::new(reader, own, false))
+    }
+
+    fn authorize(enforcer: &Rc<Enforcer>) -> Result<AuthorizedConnection, Denied> {
+        let facts = Facts {
+            identity: None,
+            source: "10.0.0.1:1000".parse().expect("an address"),
+            destination: "10.0.0.2:80".parse().expect("an address"),
+        };
+        let workload = enforcer.reader.snapshot().workload(&"w".into()).expect("the workload").clone();
+        enforcer.authorize(facts, workload)
+    }
+
+    #[tokio::test]
+    async fn a_policy_that_is_newly_attached_revokes_a_live_connection() {
+        let (mut writer, enforcer) = enforcer();
+        let connection = authorize(&enforcer).expect("nothing denies it");
+        writer.publish(mesh(DENY_ALL, "shop/strict"));
+        enforcer.recheck(&enforcer.reader.snapshot());
+        assert!(matches!(connection.revoked().await, Denied::Policy(Decision::DeniedBy(_))));
+        drop(connection);
+        assert!(enforcer.live.borrow().is_empty(), "a connection that ended leaves the register");
+    }
+
+    #[tokio::test]
+    async fn a_named_policy_that_has_not_arrived_refuses() {
+        let (mut writer, enforcer) = enforcer();
+        writer.publish(mesh("[]", "shop/strict"));
+        assert!(
+            matches!(authorize(&enforcer).err(), Some(Denied::MissingPolicy(name)) if name == "shop/strict")
+        );
+        writer.publish(mesh(DENY_ALL, ""));
+        assert!(authorize(&enforcer).is_ok(), "a selector policy that is not attached does not apply");
+    }
+}

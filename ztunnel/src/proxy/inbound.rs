@@ -1,0 +1,194 @@
+//! HBONE that arrives at this pod: one tunnel, and each stream in it.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::net::TcpStream;
+use ztunnel_model::{Authority, Identity, LocalAddr, PeerAddr, Workload};
+
+use super::failure::{self, Inbound as Failure};
+use super::live::Direction;
+use super::{CERTIFICATE_DEADLINE, LiveConnection, PodProxy, STOCK_DEADLINE};
+use crate::hbone::server::{self, Incoming};
+use crate::hbone::stream::Stream;
+use crate::hbone::{DIAL_DEADLINE, HANDSHAKE_DEADLINE, headers};
+use crate::net::listen::Accepted;
+use crate::net::socket::reset_on_close;
+use crate::policy::{self, AuthorizedConnection};
+use crate::relay::{Side, relay, tcp};
+use crate::route::inbound::{Target, service_of, tunnelled};
+use crate::telemetry::events::{self, Endpoint, Facts, HandshakeFailed, Rejection, Reporter};
+use crate::tls;
+
+/// What all streams of a tunnel share.
+struct Tunnel {
+    pod: Rc<PodProxy>,
+    peer: PeerAddr,
+    local: LocalAddr,
+    identity: Identity,
+}
+
+/// A stream that reached the application.
+struct Established {
+    stream: Stream,
+    app: TcpStream,
+    authorized: AuthorizedConnection,
+}
+
+pub(super) async fn serve(pod: Rc<PodProxy>, accepted: Accepted) {
+    let Accepted { stream, peer, local, .. } = accepted;
+    let failed = |rejection: Rejection, error: String| {
+        HandshakeFailed { rejection, src: peer.addr(), dst: local.addr(), error }.emit(&pod.shared.metrics);
+    };
+    let svid = match pod.svid.wait(CERTIFICATE_DEADLINE).await {
+        Ok(svid) => svid,
+        Err(error) => return failed(Rejection::Identity, error.to_string()),
+    };
+    let (tls, verified) = match tls::server::accept(&svid, stream, HANDSHAKE_DEADLINE).await {
+        Ok(established) => established,
+        Err(error) => return failed(failure::tls_rejection(&error), error.to_string()),
+    };
+    let tunnel = Rc::new(Tunnel { pod: pod.clone(), peer, local, identity: verified.identity().clone() });
+    let (drain, stop) = (pod.shared.drain.graceful().clone(), pod.stop.clone());
+    let force = pod.shared.drain.force().clone();
+    let handle = |incoming: Incoming| {
+        let (tunnel, stop, force) = (tunnel.clone(), stop.clone(), force.clone());
+        let guard = tunnel.pod.shared.drain.guard();
+        async move {
+            tokio::select! {
+                () = serve_stream(tunnel, incoming) => {}
+                () = stop.cancelled() => {}
+                () = force.cancelled() => {}
+            }
+            drop(guard);
+        }
+    };
+    if let Err(error) = server::serve(tls, &pod.shared.hbone, drain, stop.clone(), handle).await {
+        failed(failure::http2_rejection(&error), error.to_string());
+    }
+}
+
+async fn serve_stream(tunnel: Rc<Tunnel>, mut incoming: Incoming) {
+    let pod = &tunnel.pod;
+    let authority = incoming.authority_text().to_owned();
+    let (own, target) = match target(&tunnel, &incoming).await {
+        Ok(found) => found,
+        Err(failure) => {
+            let (rejection, status) = (Rejection::Request, failure.status());
+            let (src, dst, error) = (tunnel.peer.addr(), tunnel.local.addr(), failure.to_string());
+            HandshakeFailed { src, dst, rejection, error }.emit(&pod.shared.metrics);
+            return incoming.refuse(status);
+        }
+    };
+    let event =
+        events::Connection::open(&pod.shared.metrics, facts(&tunnel, &own, target, authority, &incoming));
+    let original_dst = headers::forwarded_host(incoming.headers()).map(str::to_owned);
+    let Established { stream, app, authorized } = match establish(&tunnel, &own, target, &mut incoming).await
+    {
+        Ok((authorized, app)) => {
+            let answer =
+                if pod.shared.response_baggage { headers::response(&own) } else { http::HeaderMap::new() };
+            match incoming.accept(answer) {
+                Ok(stream) => Established { stream, app, authorized },
+                Err(error) => return event.finish(Err(Failure::Answer(error).into())),
+            }
+        }
+        Err(failure) => {
+            incoming.refuse(failure.status());
+            return event.finish(Err(failure.into()));
+        }
+    };
+    let _listed = pod.live.add(LiveConnection {
+        direction: Direction::Inbound,
+        src: tunnel.peer.addr(),
+        original_dst,
+        actual_dst: target.addr(),
+        protocol: "HBONE",
+    });
+    let halves = tcp::halves(&app, Side::Application);
+    let relayed = relay(
+        halves,
+        stream.halves(),
+        |count| event.add_sent(count as u64),
+        |count| event.add_received(count as u64),
+    );
+    let result = tokio::select! {
+        result = relayed => result.map_err(Failure::from),
+        denied = authorized.revoked() => Err(Failure::Revoked(denied)),
+    };
+    if result.is_err() {
+        reset_on_close(&app);
+    }
+    event.finish(result.map_err(Into::into));
+}
+
+/// What the request asks for, before policy.
+async fn target(tunnel: &Tunnel, incoming: &Incoming) -> Result<(Arc<Workload>, Target), Failure> {
+    if incoming.method() != http::Method::CONNECT {
+        return Err(Failure::Method(incoming.method().clone()));
+    }
+    let authority: Authority =
+        incoming.authority().ok_or_else(|| Failure::Authority(incoming.authority_text().to_owned()))?;
+    let own = tunnel.pod.own_workload().await.ok_or(Failure::UnknownWorkload)?;
+    let target = tunnelled(&tunnel.pod.shared.reader.snapshot(), &own, tunnel.local, &authority)?;
+    Ok((own, target))
+}
+
+/// Policy first, then the application; the answer to the peer comes after both.
+async fn establish(
+    tunnel: &Tunnel,
+    own: &Arc<Workload>,
+    target: Target,
+    incoming: &mut Incoming,
+) -> Result<(AuthorizedConnection, TcpStream), Failure> {
+    let pod = &tunnel.pod;
+    let facts = policy::Facts {
+        identity: Some(tunnel.identity.clone()),
+        source: tunnel.peer.addr(),
+        destination: target.addr(),
+    };
+    let authorized = pod.enforcer.authorize(facts, own.clone())?;
+    let connected = async {
+        let socket = pod.stock.take(STOCK_DEADLINE).await?;
+        let app = authorized
+            .connect_app(socket, pod.shared.original_source, DIAL_DEADLINE, &pod.shared.sockets)
+            .await?;
+        Ok::<_, Failure>(app)
+    };
+    let app = tokio::select! {
+        app = connected => app?,
+        denied = authorized.revoked() => return Err(Failure::Revoked(denied)),
+        () = incoming.abandoned() => return Err(Failure::Abandoned),
+    };
+    Ok((authorized, app))
+}
+
+fn facts(
+    tunnel: &Tunnel,
+    own: &Arc<Workload>,
+    target: Target,
+    authority: String,
+    incoming: &Incoming,
+) -> Facts {
+    let snapshot = tunnel.pod.shared.reader.snapshot();
+    let host = headers::forwarded_host(incoming.headers());
+    let source = match snapshot.workload_by_address(&own.network, tunnel.peer.ip()) {
+        Some(workload) => Endpoint::Workload(workload.clone()),
+        None if tunnel.pod.shared.response_baggage => {
+            Endpoint::Baggage(Box::new(headers::parse_baggage(incoming.headers())))
+        }
+        None => Endpoint::Unknown,
+    };
+    Facts {
+        reporter: Reporter::Destination,
+        src: tunnel.peer.addr(),
+        dst: tunnel.local.addr(),
+        hbone_addr: Some(authority),
+        source,
+        destination: Endpoint::Workload(own.clone()),
+        destination_service: service_of(&snapshot, own, target, host),
+        source_principal: Some(tunnel.identity.clone()),
+        destination_principal: Some(tunnel.pod.facts.identity.clone()),
+        mutual_tls: true,
+    }
+}

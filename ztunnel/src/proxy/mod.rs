@@ -1,0 +1,223 @@
+//! The three straight lines of a pod on one worker: outbound, inbound (HBONE), and inbound plaintext.
+//!
+//! Each line is one async function that reads from top to bottom; what it needs of the pod is in `PodProxy`. State of
+//! a connection lives in its task and ends with it. Must not know how pods come and go (`pod`) nor who asks for dumps
+//! (`admin`).
+
+pub mod failure;
+pub mod inbound;
+mod live;
+pub mod outbound;
+pub mod passthrough;
+
+use std::cell::RefCell;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::LocalBoxFuture;
+use redirect::client::Listeners;
+use tokio_util::sync::CancellationToken;
+use ztunnel_model::{Identity, Workload};
+
+use crate::hbone;
+use crate::hbone::pool::Pool;
+use crate::identity::manager::PodSvid;
+use crate::net::listen::{Accepted, Listener};
+use crate::net::socket::Options;
+use crate::net::stock::{Ask, Budget, Stock};
+use crate::policy::Enforcer;
+use crate::shutdown::Drain;
+use crate::state::{Reader, Snapshot};
+use crate::telemetry::Metrics;
+use crate::telemetry::events::Reporter;
+use failure::DialFailure;
+pub use live::{Direction, Live, LiveConnection};
+
+/// How long a connection waits for the pod's own record to arrive.
+const WORKLOAD_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a connection waits for the pod's certificate.
+const CERTIFICATE_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a connection waits for a socket to dial with.
+const STOCK_DEADLINE: Duration = Duration::from_secs(10);
+/// How often a stock is looked at for sockets that nobody needs.
+const STOCK_REVIEW: Duration = Duration::from_secs(5);
+
+/// What all pods share.
+pub struct Shared {
+    pub reader: Reader,
+    pub metrics: Arc<Metrics>,
+    pub node: Option<String>,
+    pub hbone: hbone::Settings,
+    pub sockets: Options,
+    pub original_source: bool,
+    pub response_baggage: bool,
+    pub policy_at_info: bool,
+    pub drain: Drain,
+    pub stocks: Budget,
+}
+
+/// Who a pod is, as the agent said.
+#[derive(Clone, Debug)]
+pub struct PodFacts {
+    pub uid: String,
+    pub name: String,
+    pub namespace: String,
+    pub service_account: String,
+    pub addresses: Vec<IpAddr>,
+    pub identity: Identity,
+}
+
+/// One pod on one worker.
+pub struct PodProxy {
+    facts: Arc<PodFacts>,
+    shared: Arc<Shared>,
+    svid: PodSvid,
+    stock: Rc<Stock>,
+    pool: Rc<Pool<DialFailure>>,
+    enforcer: Rc<Enforcer>,
+    live: Live,
+    /// Ends the accepting on the listeners in use.
+    listening: RefCell<CancellationToken>,
+    /// Ends everything of this pod at once.
+    stop: CancellationToken,
+}
+
+impl PodProxy {
+    /// Starts to serve the pod on this worker, until `stop`.
+    pub fn start(
+        facts: Arc<PodFacts>,
+        shared: Arc<Shared>,
+        svid: PodSvid,
+        listeners: Listeners,
+        ask: Ask,
+        live: Live,
+        stop: CancellationToken,
+    ) -> std::io::Result<Rc<Self>> {
+        let stock = Stock::new(shared.stocks.clone(), ask);
+        let pool = Pool::new(shared.hbone.clone(), stop.clone());
+        let (finder, node) = (facts.clone(), shared.node.clone());
+        let own = Box::new(move |snapshot: &Snapshot| own_workload(snapshot, &finder, node.as_deref()));
+        let enforcer = Enforcer::new(shared.reader.clone(), own, shared.policy_at_info);
+        let pod = Rc::new(Self {
+            facts,
+            shared,
+            svid,
+            stock,
+            pool,
+            enforcer,
+            live,
+            listening: RefCell::default(),
+            stop,
+        });
+        pod.listen(listeners)?;
+        pod.keep_house();
+        Ok(pod)
+    }
+
+    /// Accepts on listeners that the agent handed over, instead of those before.
+    pub fn listen(self: &Rc<Self>, listeners: Listeners) -> std::io::Result<()> {
+        let options = self.shared.sockets;
+        let outbound = Listener::new(listeners.outbound, options)?;
+        let plaintext = Listener::new(listeners.plaintext, options)?;
+        let hbone = Listener::new(listeners.hbone, options)?;
+        self.listening.replace(self.stop.child_token()).cancel();
+        self.accept(outbound, Reporter::Source, |pod, accepted| Box::pin(outbound::serve(pod, accepted)));
+        self.accept(plaintext, Reporter::Destination, |pod, accepted| {
+            Box::pin(passthrough::serve(pod, accepted))
+        });
+        self.accept(hbone, Reporter::Destination, |pod, accepted| Box::pin(inbound::serve(pod, accepted)));
+        Ok(())
+    }
+
+    /// Sockets that the agent sent for this worker.
+    pub fn restock(&self, sockets: Vec<OwnedFd>) {
+        self.stock.put(sockets);
+    }
+
+    /// The agent is new and knows of nothing that its predecessor was asked for.
+    pub fn ask_again(&self) {
+        self.stock.ask_again();
+    }
+
+    fn accept<F>(self: &Rc<Self>, listener: Listener, reporter: Reporter, line: F)
+    where
+        F: Fn(Rc<Self>, Accepted) -> LocalBoxFuture<'static, ()> + 'static,
+    {
+        let pod = self.clone();
+        let listening = pod.listening.borrow().clone();
+        tokio::task::spawn_local(async move {
+            loop {
+                let accepted = tokio::select! {
+                    // What the kernel has accepted is served before this listener is given up.
+                    biased;
+                    accepted = listener.accept() => accepted,
+                    () = pod.shared.drain.graceful().cancelled() => return,
+                    () = listening.cancelled() => return,
+                };
+                let guard = pod.shared.drain.guard();
+                let open = pod.shared.metrics.socket_opened(reporter);
+                let line = line(pod.clone(), accepted);
+                let (stop, force) = (pod.stop.clone(), pod.shared.drain.force().clone());
+                tokio::task::spawn_local(async move {
+                    tokio::select! {
+                        () = line => {}
+                        () = stop.cancelled() => {}
+                        () = force.cancelled() => {}
+                    }
+                    drop((guard, open));
+                });
+            }
+        });
+    }
+
+    fn keep_house(self: &Rc<Self>) {
+        let pod = self.clone();
+        tokio::task::spawn_local(async move {
+            let review = async {
+                loop {
+                    tokio::time::sleep(STOCK_REVIEW).await;
+                    pod.stock.review();
+                }
+            };
+            let drained = async {
+                pod.shared.drain.graceful().cancelled().await;
+                pod.pool.release_all();
+                std::future::pending::<()>().await;
+            };
+            tokio::select! {
+                () = pod.enforcer.clone().watch() => {}
+                () = pod.pool.clone().release_unused() => {}
+                () = review => {}
+                () = drained => {}
+                () = pod.stop.cancelled() => {}
+            }
+        });
+    }
+
+    /// The pod's own record; a pod may be enrolled a moment before its record arrives.
+    async fn own_workload(&self) -> Option<Arc<Workload>> {
+        let node = self.shared.node.as_deref();
+        if let Some(workload) = own_workload(&self.shared.reader.snapshot(), &self.facts, node) {
+            return Some(workload);
+        }
+        let mut reader = self.shared.reader.clone();
+        let arrival = async {
+            loop {
+                if let Some(workload) = own_workload(&reader.snapshot(), &self.facts, node) {
+                    return Some(workload);
+                }
+                if !reader.changed().await {
+                    return None;
+                }
+            }
+        };
+        tokio::time::timeout(WORKLOAD_DEADLINE, arrival).await.ok().flatten()
+    }
+}
+
+fn own_workload(snapshot: &Snapshot, facts: &PodFacts, node: Option<&str>) -> Option<Arc<Workload>> {
+    snapshot.local_workload(&facts.namespace, &facts.name, &facts.service_account, node).cloned()
+}

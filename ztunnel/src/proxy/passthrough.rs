@@ -1,0 +1,94 @@
+//! Plaintext that arrives at this pod: no identity, the same gate.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::net::TcpStream;
+use ztunnel_model::Workload;
+
+use super::failure::Inbound as Failure;
+use super::live::Direction;
+use super::{LiveConnection, PodProxy, STOCK_DEADLINE};
+use crate::hbone::DIAL_DEADLINE;
+use crate::net::listen::Accepted;
+use crate::net::socket::reset_on_close;
+use crate::policy::{self, AuthorizedConnection};
+use crate::relay::{Side, relay, tcp};
+use crate::route::inbound::{Target, plaintext, service_of};
+use crate::telemetry::events::{self, EarlyDeny, Endpoint, Facts, Reporter};
+
+pub(super) async fn serve(pod: Rc<PodProxy>, accepted: Accepted) {
+    let deny = |failure: Failure| {
+        let (src, dst) = (accepted.peer.addr(), accepted.orig_dst.addr());
+        EarlyDeny { reporter: Reporter::Destination, src, dst, error: failure.to_string() }.emit();
+        reset_on_close(&accepted.stream);
+    };
+    let target = match plaintext(accepted.orig_dst) {
+        Ok(target) => target,
+        Err(refused) => return deny(refused.into()),
+    };
+    let Some(own) = pod.own_workload().await else {
+        return deny(Failure::UnknownWorkload);
+    };
+    let event = events::Connection::open(&pod.shared.metrics, facts(&pod, &own, &accepted, target));
+    let (authorized, app) = match establish(&pod, &own, &accepted, target).await {
+        Ok(established) => established,
+        Err(failure) => {
+            reset_on_close(&accepted.stream);
+            return event.finish(Err(failure.into()));
+        }
+    };
+    let _listed = pod.live.add(LiveConnection {
+        direction: Direction::Inbound,
+        src: accepted.peer.addr(),
+        original_dst: None,
+        actual_dst: target.addr(),
+        protocol: "TCP",
+    });
+    let (near, far) = (tcp::halves(&app, Side::Application), tcp::halves(&accepted.stream, Side::Far));
+    let relayed =
+        relay(near, far, |count| event.add_sent(count as u64), |count| event.add_received(count as u64));
+    let result = tokio::select! {
+        result = relayed => result.map_err(Failure::from),
+        denied = authorized.revoked() => Err(Failure::Revoked(denied)),
+    };
+    if result.is_err() {
+        reset_on_close(&app);
+        reset_on_close(&accepted.stream);
+    }
+    event.finish(result.map_err(Into::into));
+}
+
+async fn establish(
+    pod: &PodProxy,
+    own: &Arc<Workload>,
+    accepted: &Accepted,
+    target: Target,
+) -> Result<(AuthorizedConnection, TcpStream), Failure> {
+    let facts = policy::Facts { identity: None, source: accepted.peer.addr(), destination: target.addr() };
+    let authorized = pod.enforcer.authorize(facts, own.clone())?;
+    let socket = pod.stock.take(STOCK_DEADLINE).await?;
+    let app = authorized
+        .connect_app(socket, pod.shared.original_source, DIAL_DEADLINE, &pod.shared.sockets)
+        .await?;
+    Ok((authorized, app))
+}
+
+fn facts(pod: &PodProxy, own: &Arc<Workload>, accepted: &Accepted, target: Target) -> Facts {
+    let snapshot = pod.shared.reader.snapshot();
+    let source = snapshot
+        .workload_by_address(&own.network, accepted.peer.ip())
+        .map_or(Endpoint::Unknown, |workload| Endpoint::Workload(workload.clone()));
+    Facts {
+        reporter: Reporter::Destination,
+        src: accepted.peer.addr(),
+        dst: target.addr(),
+        hbone_addr: None,
+        source,
+        destination: Endpoint::Workload(own.clone()),
+        destination_service: service_of(&snapshot, own, target, None),
+        source_principal: None,
+        destination_principal: None,
+        mutual_tls: false,
+    }
+}

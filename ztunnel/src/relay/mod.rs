@@ -1,0 +1,109 @@
+//! Bytes between the application and the far side, whatever the far side is: half-close, reset, counts, flow control.
+//!
+//! Two directions run independently; each ends by itself with a FIN that is carried on, and the relay ends when both
+//! did. A reset on one side becomes a reset on the other (interop.md section 2.7 folds it into a clean end; a peer
+//! that does so still reads ours as an end). Nothing is buffered while a direction is idle: the next read happens
+//! only after the far side took the last bytes, and credit is given back only after the application did.
+//!
+//! Must not know HTTP/2 or TLS: the far side is whatever implements `Receive` and `Transmit`.
+
+pub mod tcp;
+
+use std::future::Future;
+use std::io;
+
+use bytes::Bytes;
+
+/// Why a direction ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum Broken {
+    /// The connection was reset from outside: RST or RST_STREAM. An ordinary way to end.
+    #[error("reset by {0}")]
+    Reset(Side),
+    #[error("{side}: {source}")]
+    Io { side: Side, source: io::Error },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    Application,
+    Far,
+}
+
+impl std::fmt::Display for Side {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Application => "the application",
+            Self::Far => "the peer",
+        })
+    }
+}
+
+/// Where bytes come from.
+pub trait Receive {
+    /// The next bytes; `None` is a clean end.
+    fn receive(&mut self) -> impl Future<Output = Result<Option<Bytes>, Broken>>;
+
+    /// The other side took this many bytes: credit for them may be given back.
+    fn taken(&mut self, count: usize);
+}
+
+/// Where bytes go.
+pub trait Transmit {
+    /// Returns once the bytes are on their way; the next are not read before.
+    fn transmit(&mut self, bytes: Bytes) -> impl Future<Output = Result<(), Broken>>;
+
+    /// Ends the direction cleanly: FIN or END_STREAM.
+    fn finish(&mut self) -> impl Future<Output = Result<(), Broken>>;
+
+    /// Ends the connection abruptly: RST or RST_STREAM.
+    fn abort(&mut self);
+}
+
+/// Relays until both directions ended or one broke. `on_up` and `on_down` count bytes from and to the application
+/// after they were handed on.
+pub async fn relay<AR, AT, FR, FT>(
+    app: (AR, AT),
+    far: (FR, FT),
+    on_up: impl Fn(usize),
+    on_down: impl Fn(usize),
+) -> Result<(), Broken>
+where
+    AR: Receive,
+    AT: Transmit,
+    FR: Receive,
+    FT: Transmit,
+{
+    let (mut app_receive, mut app_transmit) = app;
+    let (mut far_receive, mut far_transmit) = far;
+    let result = futures::future::try_join(
+        carry(&mut app_receive, &mut far_transmit, on_up),
+        carry(&mut far_receive, &mut app_transmit, on_down),
+    )
+    .await;
+    match result {
+        Ok(((), ())) => Ok(()),
+        Err(broken) => {
+            app_transmit.abort();
+            far_transmit.abort();
+            match broken {
+                Broken::Reset(_) => Ok(()),
+                Broken::Io { .. } => Err(broken),
+            }
+        }
+    }
+}
+
+async fn carry<R: Receive, T: Transmit>(
+    from: &mut R,
+    to: &mut T,
+    count: impl Fn(usize),
+) -> Result<(), Broken> {
+    while let Some(bytes) = from.receive().await? {
+        let length = bytes.len();
+        to.transmit(bytes).await?;
+        from.taken(length);
+        count(length);
+    }
+    to.finish().await
+}

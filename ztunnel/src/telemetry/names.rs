@@ -1,0 +1,91 @@
+//! Every metric name, with its help text. Istio's names first (interop.md section 11.1), then our own.
+
+/// A metric: the name of its samples and what it means.
+#[derive(Clone, Copy, Debug)]
+pub struct Name {
+    pub name: &'static str,
+    pub help: &'static str,
+}
+
+macro_rules! names {
+    ($($constant:ident = $name:literal, $help:literal;)*) => {
+        $(pub const $constant: Name = Name { name: $name, help: $help };)*
+
+        #[cfg(test)]
+        pub(super) const ALL: &[Name] = &[$($constant),*];
+    };
+}
+
+names! {
+    BUILD = "istio_build", "Version of this component";
+    TCP_OPENED = "istio_tcp_connections_opened_total", "TCP connections opened";
+    TCP_CLOSED = "istio_tcp_connections_closed_total", "TCP connections closed";
+    TCP_FAILED = "istio_tcp_connections_failed_total", "TCP connections that ended with a failure (unstable)";
+    TCP_RECEIVED = "istio_tcp_received_bytes_total", "Bytes from client to server";
+    TCP_SENT = "istio_tcp_sent_bytes_total", "Bytes from server to client";
+    SOCKETS_OPEN = "istio_tcp_sockets_open", "Accepted sockets that are open (unstable)";
+    PODS_ACTIVE = "workload_manager_active_proxy_count", "Pods that are served (unstable)";
+    PODS_PENDING = "workload_manager_pending_proxy_count", "Pods that cannot be served yet (unstable)";
+    PODS_STARTED = "workload_manager_proxies_started_total", "Pods whose service started (unstable)";
+    PODS_STOPPED = "workload_manager_proxies_stopped_total", "Pods whose service stopped (unstable)";
+    OPEN_FDS = "process_open_fds", "Open file descriptors";
+    MAX_FDS = "process_max_fds", "Limit of open file descriptors";
+
+    HANDSHAKE_FAILURES = "ztunnel_inbound_handshake_failures_total",
+        "Inbound connections that ended before an HBONE stream was accepted";
+    LOG_LINES_DROPPED = "ztunnel_log_lines_dropped_total", "Log lines dropped because their reader was slow";
+    LABELS_DROPPED = "ztunnel_traffic_labels_dropped_total",
+        "Connections counted without workload labels because too many label sets exist";
+}
+
+/// Families that say their unit: the suffix before `_total`.
+pub const UNITS: &[&str] = &["bytes", "seconds"];
+
+/// The labels of every `istio_tcp_connections_*` and `istio_tcp_*_bytes` sample, in the order of interop.md section
+/// 11.2.
+pub const TRAFFIC_LABELS: [&str; 27] = [
+    "reporter",
+    "source_workload",
+    "source_canonical_service",
+    "source_canonical_revision",
+    "source_workload_namespace",
+    "source_principal",
+    "source_app",
+    "source_version",
+    "source_cluster",
+    "destination_service",
+    "destination_service_namespace",
+    "destination_service_name",
+    "destination_workload",
+    "destination_canonical_service",
+    "destination_canonical_revision",
+    "destination_workload_namespace",
+    "destination_principal",
+    "destination_app",
+    "destination_version",
+    "destination_cluster",
+    "request_protocol",
+    "response_flags",
+    "connection_security_policy",
+    "source_region",
+    "source_zone",
+    "destination_region",
+    "destination_zone",
+];
+
+/// Where `response_flags` stands in [`TRAFFIC_LABELS`].
+pub(super) const FLAG_POSITION: usize = 21;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_the_flag_is_where_it_is_said_to_be() {
+        assert_eq!(TRAFFIC_LABELS[FLAG_POSITION], "response_flags");
+        let mut names: Vec<_> = ALL.iter().map(|name| name.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), ALL.len());
+    }
+}

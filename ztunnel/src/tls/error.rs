@@ -1,0 +1,86 @@
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use rustls::AlertDescription;
+
+use super::verify::Refused;
+
+/// Why a mesh handshake gave no stream. Every variant says who was on the other end, as far as it is known.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("TLS handshake with {peer} did not finish within {}ms (expected {expected})", deadline.as_millis())]
+    Timeout { peer: SocketAddr, expected: String, deadline: Duration },
+    #[error("TLS handshake with {peer} broke off: {source} (expected {expected})")]
+    Io { peer: SocketAddr, expected: String, source: io::Error },
+    #[error("the socket has no peer: {0}")]
+    NotConnected(#[source] io::Error),
+    #[error("{peer} is refused: {source}")]
+    Verification { peer: SocketAddr, source: Refused },
+    #[error("{peer} is refused: it sent no client certificate (expected {expected})")]
+    NoClientCertificate { peer: SocketAddr, expected: String },
+    #[error("{peer} refused our handshake as {own} with the TLS alert {alert:?}")]
+    RefusedByPeer { peer: SocketAddr, own: String, alert: AlertDescription },
+    #[error("{peer} does not speak TLS as the mesh does: {source}")]
+    Handshake { peer: SocketAddr, source: rustls::Error },
+}
+
+impl Error {
+    /// A short stable word for metric labels and flags.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Timeout { .. } => "tls_timeout",
+            Self::Io { .. } | Self::NotConnected(_) => "tls_io",
+            Self::Verification { .. } => "peer_identity",
+            Self::NoClientCertificate { .. } => "no_client_certificate",
+            Self::RefusedByPeer { .. } => "refused_by_peer",
+            Self::Handshake { .. } => "tls_handshake",
+        }
+    }
+
+    /// The other end was reached and is not (or could not prove to be) who it has to be.
+    pub fn is_verification(&self) -> bool {
+        matches!(self, Self::Verification { .. } | Self::NoClientCertificate { .. })
+    }
+
+    pub fn is_timeout(&self) -> bool {
+        matches!(self, Self::Timeout { .. })
+    }
+
+    /// What the verifier found, when it was the verifier that refused.
+    pub fn refused(&self) -> Option<&Refused> {
+        match self {
+            Self::Verification { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}
+
+/// The facts that a failed handshake reports beside its cause.
+pub(super) struct Attempt {
+    pub(super) peer: SocketAddr,
+    pub(super) own: String,
+    pub(super) expected: String,
+    pub(super) deadline: Duration,
+}
+
+impl Attempt {
+    pub(super) fn timeout(self) -> Error {
+        Error::Timeout { peer: self.peer, expected: self.expected, deadline: self.deadline }
+    }
+
+    /// Sorts the error that tokio-rustls wrapped into an `io::Error`.
+    pub(super) fn failed(self, error: io::Error, refused: Option<Refused>) -> Error {
+        let Self { peer, own, expected, .. } = self;
+        let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()).cloned();
+        match (tls, refused) {
+            (Some(_), Some(source)) => Error::Verification { peer, source },
+            (Some(rustls::Error::NoCertificatesPresented), None) => {
+                Error::NoClientCertificate { peer, expected }
+            }
+            (Some(rustls::Error::AlertReceived(alert)), None) => Error::RefusedByPeer { peer, own, alert },
+            (Some(source), None) => Error::Handshake { peer, source },
+            (None, _) => Error::Io { peer, expected, source: error },
+        }
+    }
+}

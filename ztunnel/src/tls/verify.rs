@@ -1,0 +1,277 @@
+//! Who the other end is. A [`VerifiedPeer`] is made here and nowhere else, out of a finished handshake.
+//!
+//! Both verifiers first let webpki check the chain (signatures, roots, expiry, key usage), then read the identity. A
+//! leaf must hold exactly one SPIFFE URI SAN: with two, the rule that admits the peer and the policy that judges it
+//! could look at different ones (interop.md section 14.4).
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::verify_server_cert_signed_by_trust_anchor;
+use rustls::crypto::WebPkiSupportedAlgorithms;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureScheme};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+use ztunnel_model::{Identity, IdentitySet};
+
+/// The identity that the other end of a finished handshake has proved.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct VerifiedPeer {
+    identity: Identity,
+}
+
+impl VerifiedPeer {
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Reads the peer out of a session whose handshake is over, which means that a verifier below has accepted it.
+    pub(super) fn of(session: &rustls::CommonState) -> Result<Self, Refused> {
+        let leaf = session.peer_certificates().and_then(<[_]>::first).ok_or(Refused::NoCertificate)?;
+        Ok(Self { identity: spiffe_identity(leaf)? })
+    }
+}
+
+/// Why a certificate does not make its holder an acceptable peer.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Refused {
+    #[error("it presented no certificate")]
+    NoCertificate,
+    #[error("its certificate is not well-formed: {0}")]
+    Malformed(String),
+    #[error("its certificate holds {} SPIFFE URI SANs where exactly one is needed: [{}]", .0.len(), .0.join(", "))]
+    SpiffeSans(Vec<String>),
+    #[error("its certificate names nobody of the mesh: {0}")]
+    NotAnIdentity(#[source] ztunnel_model::identity::Error),
+    #[error("it is {identity}, and only one of {expected} may answer here")]
+    Unexpected { identity: Identity, expected: IdentitySet },
+    #[error("it is {identity}, and only trust domain {trust_domain} is served here")]
+    TrustDomain { identity: Identity, trust_domain: String },
+    #[error("its certificate does not verify: {source} (it claims [{}])", claimed.join(", "))]
+    Chain { claimed: Vec<String>, source: rustls::Error },
+}
+
+/// The identity of a leaf: its only SPIFFE URI SAN.
+pub(super) fn spiffe_identity(leaf: &CertificateDer<'_>) -> Result<Identity, Refused> {
+    let mut sans = spiffe_sans(leaf)?;
+    match (sans.pop(), sans.is_empty()) {
+        (Some(only), true) => only.parse().map_err(Refused::NotAnIdentity),
+        (Some(last), false) => {
+            sans.push(last);
+            Err(Refused::SpiffeSans(sans))
+        }
+        (None, _) => Err(Refused::SpiffeSans(sans)),
+    }
+}
+
+/// Runs a handshake and, when it fails, tells why the verifier refused, if it was the verifier.
+///
+/// rustls carries a verifier's error and the alert to send in one value, so a detailed error would cost the precise
+/// alert (unknown_ca, certificate_expired). The verifier therefore leaves its finding in a slot of the thread; it runs
+/// inside the very `poll` that returns the failure, which makes the slot's content that handshake's own.
+pub(super) async fn noting<T, E>(
+    handshake: impl Future<Output = Result<T, E>>,
+) -> Result<T, (E, Option<Refused>)> {
+    let mut handshake = pin!(handshake);
+    std::future::poll_fn(|cx| {
+        FINDING.take();
+        match handshake.as_mut().poll(cx) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Ok(stream)) => Poll::Ready(Ok(stream)),
+            Poll::Ready(Err(error)) => Poll::Ready(Err((error, FINDING.take()))),
+        }
+    })
+    .await
+}
+
+/// What one SVID trusts: the roots of its own CA response, used in both directions.
+#[derive(Debug, Clone)]
+pub(super) struct Trust {
+    roots: Arc<RootCertStore>,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl Trust {
+    pub(super) fn new(roots: Arc<RootCertStore>, algorithms: WebPkiSupportedAlgorithms) -> Self {
+        Self { roots, algorithms }
+    }
+
+    pub(super) fn roots(&self) -> &Arc<RootCertStore> {
+        &self.roots
+    }
+
+    /// Checks a chain as a server's: signatures up to a root, validity at `now`, and serverAuth if the leaf limits its use.
+    pub(super) fn check_server_chain(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), rustls::Error> {
+        let parsed = ParsedCertificate::try_from(leaf)?;
+        let algorithms = self.algorithms.all;
+        verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, algorithms)
+    }
+}
+
+/// Accepts a server whose identity is one of those that the hop expects.
+#[derive(Debug)]
+pub(super) struct ServerVerifier {
+    trust: Trust,
+    expected: IdentitySet,
+}
+
+impl ServerVerifier {
+    pub(super) fn new(trust: Trust, expected: IdentitySet) -> Self {
+        Self { trust, expected }
+    }
+}
+
+impl ServerCertVerifier for ServerVerifier {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _name: &ServerName<'_>,
+        _ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        self.trust.check_server_chain(leaf, intermediates, now).map_err(|error| note_chain(leaf, error))?;
+        let identity = spiffe_identity(leaf).map_err(note)?;
+        if !self.expected.contains(&identity) {
+            return Err(note(Refused::Unexpected { identity, expected: self.expected.clone() }));
+        }
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(only_tls13())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.trust.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.trust.algorithms.supported_schemes()
+    }
+}
+
+/// Accepts a client whose identity belongs to the server's own trust domain.
+#[derive(Debug)]
+pub(super) struct ClientVerifier {
+    chain: Arc<dyn ClientCertVerifier>,
+    trust_domain: String,
+}
+
+impl ClientVerifier {
+    /// `chain` must be a verifier that makes a client certificate mandatory.
+    pub(super) fn new(chain: Arc<dyn ClientCertVerifier>, trust_domain: &str) -> Self {
+        Self { chain, trust_domain: trust_domain.to_owned() }
+    }
+}
+
+impl ClientCertVerifier for ClientVerifier {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.chain.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let verified = self
+            .chain
+            .verify_client_cert(leaf, intermediates, now)
+            .map_err(|error| note_chain(leaf, error))?;
+        let identity = spiffe_identity(leaf).map_err(note)?;
+        if identity.trust_domain() != self.trust_domain {
+            return Err(note(Refused::TrustDomain { identity, trust_domain: self.trust_domain.clone() }));
+        }
+        Ok(verified)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(only_tls13())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.chain.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.chain.supported_verify_schemes()
+    }
+}
+
+thread_local! {
+    static FINDING: RefCell<Option<Refused>> = const { RefCell::new(None) };
+}
+
+/// The certificate is good but its holder is not wanted: that is what the alert access_denied says (RFC 8446 section 6.2).
+fn note(refused: Refused) -> rustls::Error {
+    FINDING.set(Some(refused));
+    CertificateError::ApplicationVerificationFailure.into()
+}
+
+fn note_chain(leaf: &CertificateDer<'_>, error: rustls::Error) -> rustls::Error {
+    let claimed = spiffe_sans(leaf).unwrap_or_default();
+    FINDING.set(Some(Refused::Chain { claimed, source: error.clone() }));
+    error
+}
+
+fn only_tls13() -> rustls::Error {
+    rustls::PeerIncompatible::Tls12NotOffered.into()
+}
+
+/// Every URI SAN of the SPIFFE scheme, whether or not it is an identity of ours: an odd one must not hide beside a good one.
+fn spiffe_sans(leaf: &CertificateDer<'_>) -> Result<Vec<String>, Refused> {
+    let (rest, parsed) =
+        X509Certificate::from_der(leaf).map_err(|error| Refused::Malformed(error.to_string()))?;
+    if !rest.is_empty() {
+        return Err(Refused::Malformed(format!("{} stray bytes follow it", rest.len())));
+    }
+    let names = parsed.subject_alternative_name().map_err(|error| Refused::Malformed(error.to_string()))?;
+    let mut found = Vec::new();
+    for name in names.iter().flat_map(|names| &names.value.general_names) {
+        match name {
+            GeneralName::URI(uri) if is_spiffe(uri) => found.push((*uri).to_owned()),
+            GeneralName::Invalid(tag, _) => {
+                return Err(Refused::Malformed(format!("a SAN with tag {tag} is not readable")));
+            }
+            _ => {}
+        }
+    }
+    Ok(found)
+}
+
+fn is_spiffe(uri: &str) -> bool {
+    uri.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("spiffe:"))
+}

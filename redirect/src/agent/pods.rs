@@ -75,7 +75,13 @@ impl Pods {
             .map(|(uid, _)| uid.clone())
             .collect();
         for uid in stale {
-            if let Some(Captured { pod, ident, installed }) = self.captured.remove(&uid) {
+            let Some(Captured { pod, ident, installed }) = self.captured.remove(&uid) else { continue };
+            if let Some(&now) = wanted.get(uid.as_str()).filter(|now| now.netns == pod.netns) {
+                // Rules and listeners stay, or the pod would be open while it is captured anew; the proxies begin
+                // again with what the pod is now.
+                changes.push(removed(uid.clone()));
+                changes.extend(self.keep(now.clone(), ident, installed));
+            } else {
                 withdraw(&uid, Netns::reopen(&pod.netns, ident)).await;
                 drop(installed);
                 changes.push(removed(uid));
@@ -164,21 +170,25 @@ impl Pods {
         match install(&pod, listeners).await {
             Ok((ident, installed)) => {
                 tracing::info!(pod = pod.uid, namespace = pod.namespace, name = pod.name, netns = %pod.netns.display(), "pod captured");
-                let (told, copy) = (pod.clone(), installed.listeners().try_clone());
-                self.captured.insert(pod.uid.clone(), Captured { pod, ident, installed });
-                match copy {
-                    Ok(listeners) => Some(Box::new(move || added(&told, &listeners))),
-                    Err(error) => {
-                        tracing::error!(pod = told.uid, %error, "pod not told to the proxies");
-                        None
-                    }
-                }
+                self.keep(pod, ident, installed)
             }
             Err(error) => {
                 let wait = pause.mul_f64(rand::rng().random_range(0.8..1.2));
                 tracing::warn!(pod = pod.uid, %error, retry_ms = wait.as_millis(), "pod not captured");
                 let (next, pause) = (Instant::now() + wait, (pause * 2).min(LAST_PAUSE));
                 self.pending.insert(pod.uid.clone(), Pending { pod, next, pause });
+                None
+            }
+        }
+    }
+
+    fn keep(&mut self, pod: Pod, ident: Ident, installed: Installed) -> Option<Change> {
+        let (told, copy) = (pod.clone(), installed.listeners().try_clone());
+        self.captured.insert(pod.uid.clone(), Captured { pod, ident, installed });
+        match copy {
+            Ok(listeners) => Some(Box::new(move || added(&told, &listeners))),
+            Err(error) => {
+                tracing::error!(pod = told.uid, %error, "pod not told to the proxies");
                 None
             }
         }

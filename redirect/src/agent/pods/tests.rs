@@ -114,3 +114,16 @@ async fn a_namespace_that_is_gone_lets_go_of_everything() {
     assert_eq!(kinds(&pods.look().await), ["removed"]);
     assert!(pods.captured.is_empty());
 }
+
+#[tokio::test]
+async fn a_pod_that_changes_is_never_open() {
+    let bed = Bed::new("changes");
+    let mut pods = bed.pods();
+    pods.listed(vec![bed.pod()]).await;
+    let captured = bed.dump().await;
+    // As a proxy does: it still holds the listeners while it hears of the change.
+    let _kept = pods.captured["u"].installed.listeners().try_clone().expect("descriptors");
+    let changed = Pod { service_account: "b".into(), ..bed.pod() };
+    assert_eq!(kinds(&pods.listed(vec![changed]).await), ["removed", "added"]);
+    assert_eq!(bed.dump().await, captured, "the rules were not touched");
+}

@@ -30,6 +30,8 @@ const GRACE: Duration = Duration::from_secs(10);
 pub enum Error {
     #[error("the lab needs root: it makes network namespaces")]
     NotRoot,
+    #[error("\"{0}\" cannot name a lab (1 to 40 of a-z, 0-9 and -)")]
+    Name(String),
     #[error("the lab \"{0}\" is up already; take it down first")]
     Up(String),
     #[error("the lab \"{0}\" is not up")]
@@ -91,7 +93,7 @@ impl Lab {
         if !nix::unistd::geteuid().is_root() {
             return Err(Error::NotRoot);
         }
-        let folder = state_folder(name);
+        let folder = state_folder(name)?;
         if folder.exists() {
             return Err(Error::Up(name.to_owned()));
         }
@@ -116,7 +118,7 @@ impl Lab {
 
     /// A lab that an earlier command brought up.
     pub fn attach(name: &str) -> Result<Self, Error> {
-        let folder = state_folder(name);
+        let folder = state_folder(name)?;
         let path = folder.join("lab.yaml");
         let text = fs::read_to_string(&path).map_err(|_| Error::Down(name.to_owned()))?;
         let spec = Spec::parse(&text, &path.display().to_string()).map_err(Error::Mistakes)?;
@@ -140,7 +142,7 @@ impl Lab {
 
     /// Leaves the lab up; `down` by name takes it down. `text` is the file that it was made from.
     pub fn keep(mut self, text: &str) -> Result<(), Error> {
-        let path = state_folder(&self.name).join("lab.yaml");
+        let path = self.folder().join("lab.yaml");
         write_atomically(&path, text, None, 0o644).map_err(|source| Error::File { path, source })?;
         self.kept = true;
         Ok(())
@@ -148,7 +150,7 @@ impl Lab {
 
     /// Takes down whatever there is of a lab, however far it came.
     pub fn down(name: &str) -> Result<bool, Error> {
-        let folder = state_folder(name);
+        let folder = state_folder(name)?;
         let existed = folder.exists();
         let mut records = Vec::new();
         find_records(&folder, &mut records);
@@ -217,8 +219,13 @@ impl Lab {
         namespace_name(&self.name, UNDERLAY)
     }
 
+    /// The name was checked when the lab came up.
+    fn folder(&self) -> PathBuf {
+        Path::new(STATE).join(&self.name)
+    }
+
     pub fn ca_folder(&self) -> PathBuf {
-        state_folder(&self.name).join("ca")
+        self.folder().join("ca")
     }
 
     /// Changes services, policies or what pods say of themselves while the lab runs.
@@ -244,7 +251,7 @@ impl Lab {
 
     pub fn start_controller(&mut self) -> Result<(), Error> {
         let Some(binaries) = &self.binaries else { return Ok(()) };
-        let folder = state_folder(&self.name);
+        let folder = self.folder();
         let text = |path: PathBuf| path.display().to_string();
         let process = Process::start(Start {
             namespace: &self.underlay(),
@@ -323,7 +330,7 @@ impl Lab {
         network::prepare(&underlay, false)?;
         let addresses = vec![([172, 30, 0, 1].into(), 24), ("fd00:30::1".parse().expect("a literal"), 64)];
         network::add_bridge(&underlay, "underlay0", addresses)?;
-        let folder = state_folder(&self.name);
+        let folder = self.folder();
         for (index, node) in self.spec.nodes.clone().into_iter().enumerate() {
             let number = index + 1;
             let name = namespace_name(&self.name, &node.name);
@@ -399,7 +406,7 @@ impl Lab {
 
     /// What the processes read. Tokens are made once.
     fn write_files(&self) -> Result<(), Error> {
-        let folder = state_folder(&self.name);
+        let folder = self.folder();
         let write = |path: PathBuf, text: &str, owner, mode| {
             write_atomically(&path, text, owner, mode).map_err(|source| Error::File { path, source })
         };
@@ -469,8 +476,13 @@ fn namespace_name(lab: &str, name: &str) -> String {
     format!("{lab}.{name}")
 }
 
-fn state_folder(name: &str) -> PathBuf {
-    Path::new(STATE).join(name)
+/// `down` removes this folder with all that is in it, so a name must never lead out of the lab's own.
+fn state_folder(name: &str) -> Result<PathBuf, Error> {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    if name.is_empty() || name.len() > 40 || !name.bytes().all(plain) {
+        return Err(Error::Name(name.to_owned()));
+    }
+    Ok(Path::new(STATE).join(name))
 }
 
 fn make_folder(path: &Path) -> Result<(), Error> {
@@ -492,4 +504,17 @@ fn tail(path: &Path) -> String {
     let text = fs::read_to_string(path).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(25)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_name_leads_out_of_the_labs_own_folder() {
+        for name in ["", "..", ".", "/", "/run", "a/b", "a.b", "A"] {
+            assert!(matches!(state_folder(name), Err(Error::Name(_))), "{name:?} must be refused");
+        }
+        assert_eq!(state_folder("lab-1").expect("a plain name"), Path::new("/run/ztunnel-lab/lab-1"));
+    }
 }

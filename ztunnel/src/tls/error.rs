@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use rustls::AlertDescription;
 
+use super::handshake::Failed;
 use super::verify::Refused;
 
 /// Why a mesh handshake gave no stream. Every variant says who was on the other end, as far as it is known.
@@ -69,18 +70,18 @@ impl Attempt {
         Error::Timeout { peer: self.peer, expected: self.expected, deadline: self.deadline }
     }
 
-    /// Sorts the error that tokio-rustls wrapped into an `io::Error`.
-    pub(super) fn failed(self, error: io::Error, refused: Option<Refused>) -> Error {
+    pub(super) fn failed(self, failed: Failed) -> Error {
         let Self { peer, own, expected, .. } = self;
-        let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()).cloned();
-        match (tls, refused) {
-            (Some(_), Some(source)) => Error::Verification { peer, source },
-            (Some(rustls::Error::NoCertificatesPresented), None) => {
-                Error::NoClientCertificate { peer, expected }
+        match failed {
+            Failed::Peer(source) | Failed::Tls(_, Some(source)) => {
+                Error::Verification { peer, source: *source }
             }
-            (Some(rustls::Error::AlertReceived(alert)), None) => Error::RefusedByPeer { peer, own, alert },
-            (Some(source), None) => Error::Handshake { peer, source },
-            (None, _) => Error::Io { peer, expected, source: error },
+            Failed::Tls(source, None) => match *source {
+                rustls::Error::NoCertificatesPresented => Error::NoClientCertificate { peer, expected },
+                rustls::Error::AlertReceived(alert) => Error::RefusedByPeer { peer, own, alert },
+                source => Error::Handshake { peer, source },
+            },
+            Failed::Io(source) => Error::Io { peer, expected, source },
         }
     }
 }

@@ -1,18 +1,20 @@
 //! Mutual TLS between mesh peers, and TLS to the control plane. The only place that knows rustls.
 //!
 //! It owns what a handshake needs and proves: a pod's [`svid::Svid`], the [`verify::VerifiedPeer`] that only a finished
-//! handshake makes, the two handshakes with their deadline, and the byte stream that they leave behind. It must not know
-//! how certificates are obtained (`identity`), what is dialled or why (`route`, `hbone`), nor any policy.
+//! handshake makes, the two handshakes with their deadline, and the byte stream that they leave behind, whose records
+//! are its own (`record`): rustls makes the handshake and every key. It must not know how certificates are obtained
+//! (`identity`), what is dialled or why (`route`, `hbone`), nor any policy.
 //!
 //! Choices that hold for every mesh connection (interop.md section 2.1): TLS 1.3 alone, AES-GCM alone with the 256-bit
 //! suite first, X25519 before the NIST curves so that one small key share is sent, ALPN `h2`, no SNI, and no resumption
 //! in either direction: a session that could be resumed would outlive the check of the certificate behind it.
 
-mod ahead;
 pub mod client;
 pub mod control;
 mod describe;
 mod error;
+mod handshake;
+mod record;
 pub mod server;
 mod stream;
 pub mod svid;

@@ -2,16 +2,15 @@
 
 use std::time::Duration;
 
+use rustls::server::UnbufferedServerConnection;
 use tokio::net::TcpStream;
-use tokio_rustls::{TlsAcceptor, TlsStream};
 use ztunnel_model::canonical;
 
-use super::ahead::Ahead;
 use super::error::Attempt;
-use super::stream::{Stream, WRITE_LIMIT};
+use super::stream::Stream;
 use super::svid::Svid;
-use super::verify::{self, VerifiedPeer};
-use super::{Error, linger};
+use super::verify::VerifiedPeer;
+use super::{Error, handshake, linger};
 
 /// Serves as `svid` and demands a client certificate from the same trust domain. The deadline covers the whole handshake.
 pub async fn accept(
@@ -26,20 +25,14 @@ pub async fn accept(
         expected: format!("any identity of trust domain {}", svid.identity().trust_domain()),
         deadline,
     };
-    let handshake = TlsAcceptor::from(svid.server_config())
-        .accept_with(Ahead::new(tcp), |session| session.set_buffer_limit(Some(WRITE_LIMIT)))
-        .into_fallible();
-    match tokio::time::timeout(deadline, verify::noting(handshake)).await {
+    let side = UnbufferedServerConnection::new(svid.server_config())
+        .map_err(|source| Error::Handshake { peer, source })?;
+    match tokio::time::timeout(deadline, handshake::run(side, tcp)).await {
         Err(_) => Err(attempt().timeout()),
-        Ok(Err(((error, tcp), refused))) => {
-            linger(tcp.into_tcp());
-            Err(attempt().failed(error, refused))
+        Ok(Err((failed, tcp))) => {
+            linger(tcp);
+            Err(attempt().failed(failed))
         }
-        Ok(Ok(stream)) => {
-            let stream = Stream::new(TlsStream::Server(stream));
-            let peer =
-                VerifiedPeer::of(stream.tls()).map_err(|source| Error::Verification { peer, source })?;
-            Ok((stream, peer))
-        }
+        Ok(Ok(established)) => Ok(established),
     }
 }

@@ -1,40 +1,141 @@
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
+use rustls::AlertDescription;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsStream;
 
-use super::ahead::Ahead;
-
-/// How much unsent ciphertext one stream may queue. Sixteen full records fill one large vectored write; the queue is
-/// freed as it drains, so an idle stream holds none of it.
-pub(super) const WRITE_LIMIT: usize = 256 * 1024;
+use super::record::{self, Delivery, Incoming, Outgoing, Session};
 
 /// The encrypted byte stream that a handshake leaves behind. It ends with `close_notify`: a bare FIN reads as an error
 /// (`UnexpectedEof`), because nobody can tell it from a cut.
-pub struct Stream(TlsStream<Ahead>);
+///
+/// Reading and writing share one large buffer each per thread, not per stream: an idle stream holds none.
+pub struct Stream {
+    tcp: TcpStream,
+    session: Session,
+    incoming: Incoming,
+    outgoing: Outgoing,
+    /// What reading ended with.
+    ended: Option<Ended>,
+    /// The last record, close_notify or an alert, was sealed.
+    closing: bool,
+    alpn: Option<Vec<u8>>,
+}
+
+enum Ended {
+    Cleanly,
+    Failed(record::Error),
+}
 
 impl Stream {
-    pub(super) fn new(inner: TlsStream<Ahead>) -> Self {
-        Self(inner)
+    pub(super) fn new(tcp: TcpStream, session: Session, incoming: Incoming, alpn: Option<Vec<u8>>) -> Self {
+        let outgoing = Outgoing::default();
+        Self { tcp, session, incoming, outgoing, ended: None, closing: false, alpn }
     }
 
     /// The TCP connection beneath, for socket options and addresses.
     pub fn tcp(&self) -> &TcpStream {
-        self.0.get_ref().0.tcp()
+        &self.tcp
     }
 
     /// What the peer chose with ALPN; `None` when it does not speak ALPN.
     pub fn alpn(&self) -> Option<&[u8]> {
-        self.0.get_ref().1.alpn_protocol()
+        self.alpn.as_deref()
     }
 
-    pub(super) fn tls(&self) -> &rustls::CommonState {
-        self.0.get_ref().1
+    fn read_records(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        loop {
+            match &self.ended {
+                Some(Ended::Cleanly) => return Poll::Ready(Ok(())),
+                Some(Ended::Failed(error)) => return Poll::Ready(Err(failure(error.clone()))),
+                None => {}
+            }
+            match self.incoming.deliver(&mut self.session, buf) {
+                Ok(Delivery::Done) => {}
+                Ok(Delivery::Closed) => self.ended = Some(Ended::Cleanly),
+                Err(error) => self.give_up(error),
+            }
+            self.outgoing.answer_update(&mut self.session).map_err(failure)?;
+            self.try_send();
+            if buf.filled().len() > before || buf.remaining() == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            if self.ended.is_none() {
+                ready!(self.receive(cx))?;
+            }
+        }
     }
+
+    /// Reads from the socket once.
+    fn receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut space = ReadBuf::new(self.incoming.space());
+        let read = Pin::new(&mut self.tcp).poll_read(cx, &mut space);
+        let count = space.filled().len();
+        self.incoming.filled(count);
+        if count == 0 {
+            self.incoming.park();
+        }
+        match ready!(read) {
+            Ok(()) if count == 0 => Poll::Ready(Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the peer closed the TCP connection without saying so in TLS",
+            ))),
+            result => Poll::Ready(result),
+        }
+    }
+
+    /// Sends what was sealed.
+    fn send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.outgoing.unsent().is_empty() {
+            let count = ready!(Pin::new(&mut self.tcp).poll_write(cx, self.outgoing.unsent()))?;
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.outgoing.sent(count);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Sends what the socket takes at once. For the reader, which must not take the writer's place as the one to wake:
+    /// what is left goes with the next write or flush, and a broken socket shows there too.
+    fn try_send(&mut self) {
+        while !self.outgoing.unsent().is_empty()
+            && let Ok(count @ 1..) = self.tcp.try_write(self.outgoing.unsent())
+        {
+            self.outgoing.sent(count);
+        }
+    }
+
+    fn write_records(&mut self, cx: &mut Context<'_>, pieces: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        ready!(self.send(cx))?;
+        if self.closing {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        let sealed = self.outgoing.seal(&mut self.session, pieces).map_err(failure)?;
+        // What the socket does not take now, the next write or flush sends.
+        let _ = self.send(cx)?;
+        Poll::Ready(Ok(sealed))
+    }
+
+    /// The peer broke the protocol: it is told so, and nothing else is read or written.
+    fn give_up(&mut self, error: record::Error) {
+        if let Some(alert) = error.alert()
+            && !self.closing
+        {
+            self.closing = true;
+            self.outgoing.alert(&mut self.session, alert);
+            self.try_send();
+        }
+        self.ended = Some(Ended::Failed(error));
+    }
+}
+
+fn failure(error: record::Error) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
 impl fmt::Debug for Stream {
@@ -44,37 +145,42 @@ impl fmt::Debug for Stream {
 }
 
 impl AsyncRead for Stream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.get_mut().read_records(cx, buf)
     }
 }
 
 impl AsyncWrite for Stream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.get_mut().write_records(cx, &[IoSlice::new(buf)])
     }
 
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write_vectored(cx, bufs)
+        self.get_mut().write_records(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.0.is_write_vectored()
+        true
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.get_mut().send(cx)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if !this.closing {
+            this.closing = true;
+            this.outgoing.alert(&mut this.session, AlertDescription::CloseNotify);
+        }
+        ready!(this.send(cx))?;
+        Pin::new(&mut this.tcp).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -238,6 +238,8 @@ fn server_config(
         .with_cert_resolver(resolver);
     config.alpn_protocols = vec![ALPN_H2.to_vec()];
     config.send_tls13_tickets = 0;
+    // For `record`, which seals and opens what follows the handshake.
+    config.enable_secret_extraction = true;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     Ok(config)
 }
@@ -257,6 +259,7 @@ fn client_config(
         .with_client_cert_resolver(resolver);
     config.alpn_protocols = vec![ALPN_H2.to_vec()];
     config.resumption = Resumption::disabled();
+    config.enable_secret_extraction = true;
     config.enable_sni = false;
     Ok(config)
 }

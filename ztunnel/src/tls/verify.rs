@@ -5,10 +5,7 @@
 //! could look at different ones (interop.md section 14.4).
 
 use std::cell::RefCell;
-use std::future::Future;
-use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
@@ -70,24 +67,17 @@ pub(super) fn spiffe_identity(leaf: &CertificateDer<'_>) -> Result<Identity, Ref
     }
 }
 
-/// Runs a handshake and, when it fails, tells why the verifier refused, if it was the verifier.
+/// Why the verifier refused in the call to rustls that just failed, if it was the verifier.
 ///
 /// rustls carries a verifier's error and the alert to send in one value, so a detailed error would cost the precise
-/// alert (unknown_ca, certificate_expired). The verifier therefore leaves its finding in a slot of the thread; it runs
-/// inside the very `poll` that returns the failure, which makes the slot's content that handshake's own.
-pub(super) async fn noting<T, E>(
-    handshake: impl Future<Output = Result<T, E>>,
-) -> Result<T, (E, Option<Refused>)> {
-    let mut handshake = pin!(handshake);
-    std::future::poll_fn(|cx| {
-        FINDING.take();
-        match handshake.as_mut().poll(cx) {
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(Ok(stream)) => Poll::Ready(Ok(stream)),
-            Poll::Ready(Err(error)) => Poll::Ready(Err((error, FINDING.take()))),
-        }
-    })
-    .await
+/// alert (unknown_ca, certificate_expired). The verifier therefore leaves its finding in a slot of the thread; nothing
+/// runs between `forget_finding`, the call and this, which makes the slot's content that handshake's own.
+pub(super) fn finding() -> Option<Refused> {
+    FINDING.take()
+}
+
+pub(super) fn forget_finding() {
+    FINDING.take();
 }
 
 /// What one SVID trusts: the roots of its own CA response, used in both directions.

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::RcvBufForce;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::namespace;
@@ -15,6 +17,7 @@ use crate::namespace;
 /// Every protocol (linux/if_ether.h).
 const ETH_P_ALL: u16 = 3;
 const LARGEST_PACKET: usize = 128 * 1024;
+const BUFFER: usize = 64 * 1024 * 1024;
 const LOOK: Duration = Duration::from_millis(50);
 
 /// A capture that runs until it is finished.
@@ -45,6 +48,8 @@ impl Capture {
             let everything = Protocol::from(i32::from(ETH_P_ALL.to_be()));
             let socket = Socket::new(Domain::PACKET, Type::RAW, Some(everything))?;
             socket.set_read_timeout(Some(LOOK))?;
+            // A packet that finds no room would go unseen.
+            setsockopt(&socket, RcvBufForce, &BUFFER)?;
             Ok::<_, io::Error>(socket)
         })?;
         let stop = Arc::new(AtomicBool::new(false));
@@ -111,7 +116,8 @@ fn parse(frame: &[u8]) -> Option<Packet<'_>> {
         _ => return None,
     };
     let port = |at: usize| Some(u16::from_be_bytes(segment.get(at..at + 2)?.try_into().ok()?));
-    Some(Packet { from, to, ports: (port(0)?, port(2)?), payload: segment.get(20..)? })
+    let header = usize::from(segment.get(12)? >> 4) * 4;
+    Some(Packet { from, to, ports: (port(0)?, port(2)?), payload: segment.get(header..)? })
 }
 
 fn contains(bytes: &[u8], marker: &[u8]) -> bool {

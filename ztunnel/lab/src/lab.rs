@@ -6,15 +6,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use serde_json::json;
-use ztunnel_model::codec::static_config;
-
 use crate::binaries::{self, Binaries};
 use crate::namespace;
-use crate::network::{self, ANY4, ANY6};
+use crate::network;
 use crate::node::{NodeHandle, PodHandle};
 use crate::process::{self, Process, Start, write_atomically};
-use crate::spec::{Pod, Spec, node_addresses, pod_addresses};
+use crate::spec::{self, LONGEST_NAME, Pod, Spec};
 use crate::wait::wait_until;
 
 /// The proxy's user: no name, no group, no capability.
@@ -30,7 +27,7 @@ const GRACE: Duration = Duration::from_secs(10);
 pub enum Error {
     #[error("the lab needs root: it makes network namespaces")]
     NotRoot,
-    #[error("\"{0}\" cannot name a lab (1 to 40 of a-z, 0-9 and -)")]
+    #[error("\"{0}\" cannot name a lab (1 to {LONGEST_NAME} of a-z, 0-9 and -, not starting with -)")]
     Name(String),
     #[error("the lab \"{0}\" is up already; take it down first")]
     Up(String),
@@ -56,12 +53,12 @@ pub enum Error {
 
 /// A lab that is up. Dropping it takes it down, unless it is kept.
 pub struct Lab {
-    name: String,
-    spec: Spec,
+    pub(crate) name: String,
+    pub(crate) spec: Spec,
     binaries: Option<Binaries>,
     environment: Vec<(String, String)>,
-    nodes: Vec<NodeHandle>,
-    pods: Vec<PodHandle>,
+    pub(crate) nodes: Vec<NodeHandle>,
+    pub(crate) pods: Vec<PodHandle>,
     controller: Option<Process>,
     kept: bool,
 }
@@ -148,34 +145,6 @@ impl Lab {
         Ok(())
     }
 
-    /// Takes down whatever there is of a lab, however far it came.
-    pub fn down(name: &str) -> Result<bool, Error> {
-        let folder = state_folder(name)?;
-        let existed = folder.exists();
-        let mut records = Vec::new();
-        find_records(&folder, &mut records);
-        // Agents last: they withdraw nothing, but a proxy that drains still asks them for sockets.
-        records.sort_by_key(|record| record.ends_with("agent.pid"));
-        for record in records {
-            if let Some(process) = Process::recorded(&record) {
-                process.stop(Duration::from_secs(2));
-            }
-        }
-        let prefix = format!("{name}.");
-        for entry in fs::read_dir(namespace::FOLDER).into_iter().flatten().flatten() {
-            let file = entry.file_name().to_string_lossy().into_owned();
-            if file.starts_with(&prefix) {
-                namespace::remove(&file)?;
-            }
-        }
-        match fs::remove_dir_all(&folder) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(Error::File { path: folder, source })
-            }
-            _ => Ok(existed),
-        }
-    }
-
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -220,7 +189,7 @@ impl Lab {
     }
 
     /// The name was checked when the lab came up.
-    fn folder(&self) -> PathBuf {
+    pub(crate) fn folder(&self) -> PathBuf {
         Path::new(STATE).join(&self.name)
     }
 
@@ -323,76 +292,6 @@ impl Lab {
         Err(Error::NotReady { what: format!("the proxy of {node}"), log })
     }
 
-    fn build_network(&mut self) -> Result<(), Error> {
-        network::allow_cubic()?;
-        let underlay = self.underlay();
-        namespace::create(&underlay)?;
-        network::prepare(&underlay, false)?;
-        let addresses = vec![([172, 30, 0, 1].into(), 24), ("fd00:30::1".parse().expect("a literal"), 64)];
-        network::add_bridge(&underlay, "underlay0", addresses)?;
-        let folder = self.folder();
-        for (index, node) in self.spec.nodes.clone().into_iter().enumerate() {
-            let number = index + 1;
-            let name = namespace_name(&self.name, &node.name);
-            namespace::create(&name)?;
-            network::prepare(&name, true)?;
-            network::add_veth(&underlay, "underlay0", &format!("node{number}"), &name, "eth0")?;
-            let (four, six) = node_addresses(number);
-            network::configure(
-                &name,
-                "eth0",
-                vec![(four.into(), 24), (six.into(), 64)],
-                self.routes(number),
-            )?;
-            let (four, six) = pod_addresses(number, 1);
-            network::add_bridge(&name, "pods0", vec![(four.into(), 24), (six.into(), 64)])?;
-            make_folder(&folder.join(&node.name))?;
-            self.nodes.push(NodeHandle::new(&node.name, name, folder.join(&node.name)));
-        }
-        for (index, pod) in self.spec.pods.clone().into_iter().enumerate() {
-            self.build_pod(index, &pod)?;
-        }
-        Ok(())
-    }
-
-    fn build_pod(&mut self, index: usize, pod: &Pod) -> Result<(), Error> {
-        let name = namespace_name(&self.name, &pod.name);
-        let number = self.spec.node_number(&pod.node).expect("invariant: the file was checked");
-        namespace::create(&name)?;
-        network::prepare(&name, false)?;
-        network::add_veth(
-            &namespace_name(&self.name, &pod.node),
-            "pods0",
-            &format!("pod{index}"),
-            &name,
-            "eth0",
-        )?;
-        let addresses = pod.addresses.iter().map(|&ip| (ip, if ip.is_ipv4() { 24 } else { 64 }));
-        let (four, six) = pod_addresses(number, 1);
-        let mut routes = Vec::new();
-        if pod.addresses.iter().any(|ip| ip.is_ipv4()) {
-            routes.push((ANY4, four.into()));
-        }
-        if pod.addresses.iter().any(|ip| ip.is_ipv6()) {
-            routes.push((ANY6, six.into()));
-        }
-        network::configure(&name, "eth0", addresses.collect(), routes)?;
-        self.pods.push(pod_handle(&self.name, pod));
-        Ok(())
-    }
-
-    /// To the pods of every other node.
-    fn routes(&self, own: usize) -> Vec<(network::Address, std::net::IpAddr)> {
-        let others = (1..=self.spec.nodes.len()).filter(|&number| number != own);
-        others
-            .flat_map(|number| {
-                let (gateway4, gateway6) = node_addresses(number);
-                let (four, six) = pod_addresses(number, 0);
-                [((four.into(), 24), gateway4.into()), ((six.into(), 64), gateway6.into())]
-            })
-            .collect()
-    }
-
     fn start_processes(&mut self) -> Result<(), Error> {
         self.write_files()?;
         self.start_controller()?;
@@ -402,39 +301,6 @@ impl Lab {
             self.start_proxy(name)?;
         }
         names.iter().try_for_each(|name| self.wait_ready(name))
-    }
-
-    /// What the processes read. Tokens are made once.
-    fn write_files(&self) -> Result<(), Error> {
-        let folder = self.folder();
-        let write = |path: PathBuf, text: &str, owner, mode| {
-            write_atomically(&path, text, owner, mode).map_err(|source| Error::File { path, source })
-        };
-        let static_config = static_config::to_json(&self.spec.static_config());
-        let mut nodes = Vec::new();
-        for node in &self.nodes {
-            let own: Vec<&Pod> =
-                self.spec.pods.iter().filter(|pod| pod.mesh && pod.node == node.name()).collect();
-            write(node.token_path(), node.token(), Some(PROXY_USER), 0o400)?;
-            write(node.config_path(), &static_config, Some(PROXY_USER), 0o644)?;
-            let identities: std::collections::BTreeSet<String> =
-                own.iter().map(|pod| pod.identity().to_string()).collect();
-            nodes.push(json!({ "name": node.name(), "token": node.token(), "identities": identities }));
-            let pods: Vec<_> = own.iter().map(|pod| self.source_entry(pod)).collect();
-            write(node.pods_path(), &json!({ "pods": pods }).to_string(), None, 0o644)?;
-        }
-        write(folder.join("nodes.json"), &json!({ "nodes": nodes }).to_string(), None, 0o600)
-    }
-
-    fn source_entry(&self, pod: &Pod) -> serde_json::Value {
-        json!({
-            "uid": pod.uid(),
-            "name": pod.name,
-            "namespace": pod.namespace,
-            "serviceAccount": pod.service_account,
-            "netns": namespace::path(&namespace_name(&self.name, &pod.name)),
-            "addresses": pod.addresses,
-        })
     }
 
     fn unknown(&self, name: &str) -> Error {
@@ -468,36 +334,24 @@ impl Drop for Lab {
     }
 }
 
-fn pod_handle(lab: &str, pod: &Pod) -> PodHandle {
+pub(crate) fn pod_handle(lab: &str, pod: &Pod) -> PodHandle {
     PodHandle::new(pod.clone(), namespace_name(lab, &pod.name))
 }
 
-fn namespace_name(lab: &str, name: &str) -> String {
+pub(crate) fn namespace_name(lab: &str, name: &str) -> String {
     format!("{lab}.{name}")
 }
 
 /// `down` removes this folder with all that is in it, so a name must never lead out of the lab's own.
-fn state_folder(name: &str) -> Result<PathBuf, Error> {
-    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    if name.is_empty() || name.len() > 40 || !name.bytes().all(plain) {
+pub(crate) fn state_folder(name: &str) -> Result<PathBuf, Error> {
+    if !spec::is_name(name) {
         return Err(Error::Name(name.to_owned()));
     }
     Ok(Path::new(STATE).join(name))
 }
 
-fn make_folder(path: &Path) -> Result<(), Error> {
+pub(crate) fn make_folder(path: &Path) -> Result<(), Error> {
     fs::create_dir_all(path).map_err(|source| Error::File { path: path.to_owned(), source })
-}
-
-fn find_records(folder: &Path, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if path.is_dir() {
-            find_records(&path, found);
-        } else if path.extension().is_some_and(|extension| extension == "pid") {
-            found.push(path);
-        }
-    }
 }
 
 fn tail(path: &Path) -> String {
@@ -512,7 +366,7 @@ mod tests {
 
     #[test]
     fn no_name_leads_out_of_the_labs_own_folder() {
-        for name in ["", "..", ".", "/", "/run", "a/b", "a.b", "A"] {
+        for name in ["", "..", ".", "/", "/run", "a/b", "a.b", "A", "-a"] {
             assert!(matches!(state_folder(name), Err(Error::Name(_))), "{name:?} must be refused");
         }
         assert_eq!(state_folder("lab-1").expect("a plain name"), Path::new("/run/ztunnel-lab/lab-1"));

@@ -12,7 +12,9 @@
 //! ```
 
 pub mod binaries;
+pub mod bulk;
 pub mod capture;
+mod files;
 pub mod lab;
 pub mod namespace;
 pub mod network;
@@ -20,6 +22,8 @@ pub mod node;
 pub mod process;
 pub mod spec;
 pub mod status;
+mod teardown;
+mod topology;
 pub mod tour;
 pub mod traffic;
 pub mod wait;

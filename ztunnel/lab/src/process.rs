@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use redirect::netns::Ident;
 
 use crate::namespace;
 use crate::wait::wait_until;
@@ -41,7 +42,7 @@ pub struct Start<'a> {
 pub struct Process {
     pid: i32,
     started: u64,
-    record: PathBuf,
+    record: Option<PathBuf>,
     child: Option<Child>,
 }
 
@@ -69,7 +70,7 @@ impl Process {
         let path = start.record.to_owned();
         fs::write(&path, format!("{pid} {started}"))
             .map_err(|source| Error::Record { path: path.clone(), source })?;
-        Ok(Self { pid, started, record: path, child: Some(child) })
+        Ok(Self { pid, started, record: Some(path), child: Some(child) })
     }
 
     /// A process that an earlier command started, if it still runs.
@@ -79,10 +80,26 @@ impl Process {
         let process = Self {
             pid: pid.parse().ok()?,
             started: started.parse().ok()?,
-            record: record.to_owned(),
+            record: Some(record.to_owned()),
             child: None,
         };
         process.runs().then_some(process)
+    }
+
+    /// Every process whose network namespace is one of these, but not this one.
+    pub fn inside(namespaces: &[Ident]) -> Vec<Self> {
+        let own = std::process::id() as i32;
+        let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        pids.filter(|&pid| pid != own)
+            .filter_map(|pid| {
+                // First when it started: should the pid be used again in between, nothing is found at worst.
+                let started = start_time(pid)?;
+                let namespace = Ident::at(Path::new(&format!("/proc/{pid}/ns/net"))).ok()?;
+                let process = Self { pid, started, record: None, child: None };
+                namespaces.contains(&namespace).then_some(process)
+            })
+            .collect()
     }
 
     pub fn pid(&self) -> i32 {
@@ -106,14 +123,20 @@ impl Process {
             self.signal(Signal::SIGKILL);
             wait_until(Duration::from_secs(5), || self.ended());
         }
-        let _ = fs::remove_file(&self.record);
+        self.forget();
     }
 
     /// Ends the process at once, as a crash would.
     pub fn kill(mut self) {
         self.signal(Signal::SIGKILL);
         wait_until(Duration::from_secs(5), || self.ended());
-        let _ = fs::remove_file(&self.record);
+        self.forget();
+    }
+
+    fn forget(&self) {
+        if let Some(record) = &self.record {
+            let _ = fs::remove_file(record);
+        }
     }
 
     /// Whether it has ended; collects its status if it is a child of ours.

@@ -18,7 +18,7 @@ const KEYS: [&str; 4] = ["nodes", "pods", "services", "policies"];
 /// First host number of a pod's address; those below are the node's.
 const FIRST_POD: usize = 10;
 const MOST_NODES: usize = 200;
-const LONGEST_NAME: usize = 40;
+pub(crate) const LONGEST_NAME: usize = 40;
 
 #[derive(Clone, Debug, Default)]
 pub struct Spec {
@@ -265,13 +265,16 @@ fn in_network(ip: IpAddr, node: usize) -> bool {
     }
 }
 
-/// Names become namespace files and SPIFFE pieces, so they are DNS labels (RFC 1123 section 2.1).
-fn check_name(name: &str, place: &Place<'_>, mistakes: &mut Vec<Mistake>) {
-    let fits = !name.is_empty()
+/// Names become files, folders, namespaces and SPIFFE pieces, so they are DNS labels (RFC 1123 section 2.1).
+pub(crate) fn is_name(name: &str) -> bool {
+    !name.is_empty()
         && name.len() <= LONGEST_NAME
         && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
-        && !name.starts_with('-');
-    if !fits {
+        && !name.starts_with('-')
+}
+
+fn check_name(name: &str, place: &Place<'_>, mistakes: &mut Vec<Mistake>) {
+    if !is_name(name) {
         let reason =
             format!("\"{name}\" is not a name (1 to {LONGEST_NAME} of a-z, 0-9 and -, not starting with -)");
         mistakes.push(place.mistake(reason));

@@ -1,13 +1,15 @@
 //! The tour: every promise of the mesh shown on real traffic and checked.
 
+use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use crate::bulk::{self, Direction, Until};
 use crate::capture::Capture;
 use crate::lab::{Error, Options};
-use crate::node::NodeHandle;
+use crate::node::{NodeHandle, PodHandle};
 use crate::spec::{self, Spec};
 use crate::traffic;
 use crate::wait::wait_until;
@@ -15,12 +17,15 @@ use crate::{Lab, traffic::DEADLINE};
 
 const ECHO: u16 = 8080;
 const SINK: u16 = 8081;
-const DRAIN: u16 = 8082;
+const BULK: u16 = 8082;
 const VIP: &str = "10.96.0.10:80";
 const MARKER: &[u8] = b"a secret that must not be seen on the wire";
 const IDLE: usize = 1000;
-/// Bytes of one bulk transfer; enough for a second on a slow machine.
-const BULK: usize = 1024 * 1024 * 1024;
+/// Bytes of the transfer that is checked.
+const UPLOAD: usize = 64 * 1024 * 1024;
+/// What a measured transfer takes, and how often it is repeated.
+const TRANSFER: Duration = Duration::from_millis(400);
+const ROUNDS: usize = 3;
 
 /// One promise.
 #[derive(Clone, Debug, Serialize)]
@@ -28,6 +33,8 @@ pub struct Check {
     pub promise: &'static str,
     pub holds: bool,
     pub seen: String,
+    /// Whether it is about speed, and so about this machine too.
+    pub measured: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -49,14 +56,15 @@ pub fn run(name: &str, aloud: bool) -> Result<Report, Error> {
         let pod = lab.pod(pod);
         let serve = traffic::serve(pod, ECHO, traffic::echo)
             .and_then(|()| traffic::serve(pod, SINK, traffic::sink))
-            .and_then(|()| traffic::serve(pod, DRAIN, traffic::drain));
+            .and_then(|()| bulk::serve(pod, BULK));
         serve.map_err(|source| Error::File { path: pod.name().into(), source })?;
     }
     report.requests(&lab);
     report.policy(&lab);
     report.wire(&lab);
-    report.speed(&lab);
+    // Before the bulk, whose buffers would hide what an idle connection takes.
     report.memory(&lab);
+    report.speed(&lab);
     report.telemetry(&lab);
     drop(lab);
     report.check(
@@ -86,11 +94,19 @@ impl Report {
 
     fn check(&mut self, promise: &'static str, holds: bool, seen: String) {
         self.say(&format!("  {} {promise}: {seen}", if holds { "ok  " } else { "FAIL" }));
-        self.checks.push(Check { promise, holds, seen });
+        self.checks.push(Check { promise, holds, seen, measured: false });
+    }
+
+    /// A check that depends on how fast this machine is just now.
+    fn measured(&mut self, promise: &'static str, holds: bool, seen: String) {
+        self.check(promise, holds, seen);
+        if let Some(check) = self.checks.last_mut() {
+            check.measured = true;
+        }
     }
 
     fn requests(&mut self, lab: &Lab) {
-        self.say("\nA request and a bulk transfer across nodes, through mutual TLS");
+        self.say("\nRequests across nodes, through mutual TLS");
         let vip: SocketAddr = VIP.parse().expect("a literal");
         let reply = traffic::request(lab.pod("web"), vip, MARKER);
         let seen = reply
@@ -103,12 +119,6 @@ impl Report {
             .as_ref()
             .map_or_else(ToString::to_string, |reply| format!("{} bytes came back", reply.len()));
         self.check("a pod answers across nodes (IPv6)", reply.is_ok_and(|reply| reply == MARKER), seen);
-        let sink = SocketAddr::new(lab.pod("cart").ipv4(), SINK);
-        let bulk = traffic::upload(lab.pod("web"), sink, BULK / 16);
-        let seen = bulk
-            .as_ref()
-            .map_or_else(ToString::to_string, |_| format!("{} MiB, every byte checked", BULK >> 24));
-        self.check("bulk data arrives unharmed", bulk.is_ok(), seen);
         let who = "src.identity=\"spiffe://cluster.local/ns/front/sa/web\"";
         let line = wait_line(lab.node("node2"), &["direction=\"inbound\"", who]);
         let seen = line.clone().map_or("no such line in the access log".to_owned(), |_| who.to_owned());
@@ -142,7 +152,7 @@ impl Report {
     fn wire(&mut self, lab: &Lab) {
         self.say("\nThe wire between the nodes");
         let (web, cart) = (lab.pod("web"), lab.pod("cart"));
-        let look = |from: &crate::node::PodHandle, to: &crate::node::PodHandle| {
+        let look = |from: &PodHandle, to: &PodHandle| {
             let capture = Capture::start(&lab.underlay(), from.ipv4(), to.ipv4(), MARKER).ok()?;
             for _ in 0..20 {
                 traffic::request(from, SocketAddr::new(to.ipv4(), ECHO), MARKER).ok()?;
@@ -161,26 +171,41 @@ impl Report {
     }
 
     fn speed(&mut self, lab: &Lab) {
-        self.say("\nSpeed beside direct TCP, in this run, congestion control cubic");
+        self.say("\nBulk, and speed beside direct TCP in this run, congestion control cubic");
+        let sink = SocketAddr::new(lab.pod("cart").ipv4(), SINK);
+        let bulk = traffic::upload(lab.pod("web"), sink, UPLOAD);
+        let seen = bulk
+            .as_ref()
+            .map_or_else(ToString::to_string, |_| format!("{} MiB, every byte checked", UPLOAD >> 20));
+        self.check("bulk data arrives unharmed", bulk.is_ok(), seen);
         let (web, bench) = (lab.pod("web"), lab.pod("bench"));
         let (plain, plain_to) = (lab.pod("legacy"), lab.pod("legacy-2"));
-        for (promise, count) in [
-            ("bulk on 1 connection, at least 0.25x direct", 1),
-            ("bulk on 8 connections, at least 0.25x direct", 8),
+        for (promise, streams, direction) in [
+            ("sending on 1 connection, at least 0.25x direct", 1, Direction::Up),
+            ("sending on 8 connections, at least 0.25x direct", 8, Direction::Up),
+            ("receiving on 1 connection, at least 0.25x direct", 1, Direction::Down),
+            ("receiving on 8 connections, at least 0.25x direct", 8, Direction::Down),
         ] {
-            let rate = |from: &crate::node::PodHandle, to: &crate::node::PodHandle| {
-                traffic::bulk(from, SocketAddr::new(to.ipv4(), DRAIN), count, BULK / count)
+            let rate = |from: &PodHandle, to: &PodHandle| {
+                let to = SocketAddr::new(to.ipv4(), BULK);
+                bulk::transfer(from, to, streams, direction, Until::Elapsed(TRANSFER))
             };
             // In turns, so that a slow moment of the machine meets both.
-            let (mut direct, mut tunnel) = (0.0_f64, 0.0_f64);
-            for _ in 0..2 {
-                direct = direct.max(rate(plain, plain_to).unwrap_or_default());
-                tunnel = tunnel.max(rate(web, bench).unwrap_or_default());
-            }
-            let ratio = tunnel / direct.max(1.0);
-            let gigabits = |rate: f64| rate * 8.0 / 1e9;
-            let text = format!("{ratio:.2}x ({:.1} of {:.1} Gbit/s)", gigabits(tunnel), gigabits(direct));
-            self.check(promise, ratio >= 0.25, text);
+            let rounds: io::Result<Vec<(f64, f64)>> =
+                (0..ROUNDS).map(|_| Ok((rate(plain, plain_to)?, rate(web, bench)?))).collect();
+            let (ratio, text) = match rounds {
+                Err(error) => (0.0, format!("a transfer failed: {error}")),
+                Ok(mut rounds) => {
+                    rounds.sort_by(|(a, b), (c, d)| (b / a).total_cmp(&(d / c)));
+                    let (direct, tunnel) = rounds[ROUNDS / 2];
+                    let ratio = tunnel / direct;
+                    let gigabits = |rate: f64| rate * 8.0 / 1e9;
+                    let text =
+                        format!("{ratio:.2}x ({:.1} of {:.1} Gbit/s)", gigabits(tunnel), gigabits(direct));
+                    (ratio, text)
+                }
+            };
+            self.measured(promise, ratio >= 0.25, text);
         }
         let direct = traffic::round_trips(plain, SocketAddr::new(plain_to.ipv4(), ECHO), 2000);
         let tunnel = traffic::round_trips(web, SocketAddr::new(bench.ipv4(), ECHO), 2000);
@@ -196,7 +221,7 @@ impl Report {
             ),
             _ => "the round trips failed".to_owned(),
         };
-        self.check("round trips of one byte", direct.is_ok() && tunnel.is_ok(), text);
+        self.measured("round trips of one byte", direct.is_ok() && tunnel.is_ok(), text);
     }
 
     fn memory(&mut self, lab: &Lab) {
@@ -208,7 +233,7 @@ impl Report {
         let before = resident();
         let held = traffic::idle(web, to, IDLE);
         let after = resident();
-        let each = |end: usize| after[end].saturating_sub(before[end]) as f64 / IDLE as f64 / 1024.0;
+        let each = |end: usize| (after[end] as f64 - before[end] as f64) / IDLE as f64 / 1024.0;
         let text = format!("{:.1} KiB at the client's node, {:.1} KiB at the server's", each(0), each(1));
         let holds = held.is_ok() && warm.is_ok() && each(0) < 25.0 && each(1) < 25.0;
         self.check("an idle connection takes less than 25 KiB at each end", holds, text);
@@ -240,7 +265,7 @@ impl Report {
     fn finish(&self) {
         let failed = self.checks.iter().filter(|check| !check.holds).count();
         self.say(&format!("\n{:<62} {:<5} SEEN", "PROMISE", "HELD"));
-        for Check { promise, holds, seen } in &self.checks {
+        for Check { promise, holds, seen, .. } in &self.checks {
             let short: String = seen.chars().take(100).collect();
             self.say(&format!("{promise:<62} {:<5} {short}", if *holds { "yes" } else { "NO" }));
         }

@@ -1,4 +1,4 @@
-//! Load tools: an echo, bulk transfers with a check of every byte, round trips, idle connections.
+//! Programs that talk: an echo, transfers with a check of every byte, round trips, idle connections.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -55,18 +55,6 @@ pub fn sink(mut stream: TcpStream) -> io::Result<()> {
     stream.write_all(&sum.value().to_be_bytes())
 }
 
-/// Takes all that comes and answers with its length; looks at no byte, so that the network is what is measured.
-pub fn drain(mut stream: TcpStream) -> io::Result<()> {
-    let mut buffer = vec![0; CHUNK];
-    let mut length = 0_u64;
-    loop {
-        match stream.read(&mut buffer)? {
-            0 => return stream.write_all(&length.to_be_bytes()),
-            count => length += count as u64,
-        }
-    }
-}
-
 /// A checksum that depends on every byte and its place, whatever the pieces (RFC 1950 section 8, in 64 bits).
 #[derive(Default)]
 pub struct Checksum {
@@ -96,7 +84,7 @@ pub fn pattern(length: usize) -> Vec<u8> {
 pub fn upload(pod: &PodHandle, to: SocketAddr, total: usize) -> io::Result<()> {
     let chunk = pattern(CHUNK - CHUNK % 251);
     let mut expected = Checksum::default();
-    let answer = push::<16>(pod, to, total, &chunk, |part| expected.add(part))?;
+    let answer = push(pod, to, total, &chunk, |part| expected.add(part))?;
     let (length, sum) = answer.split_at(8);
     if length != (total as u64).to_be_bytes() || sum != expected.value().to_be_bytes() {
         return Err(io::Error::other("the bytes that arrived are not those that were sent"));
@@ -104,32 +92,14 @@ pub fn upload(pod: &PodHandle, to: SocketAddr, total: usize) -> io::Result<()> {
     Ok(())
 }
 
-/// Sends `each` bytes to a `drain` on each of `count` connections at once; bytes per second in all.
-pub fn bulk(pod: &PodHandle, to: SocketAddr, count: usize, each: usize) -> io::Result<f64> {
-    let started = Instant::now();
-    let threads: Vec<_> = (0..count)
-        .map(|_| {
-            let pod = pod.clone();
-            std::thread::spawn(move || push::<8>(&pod, to, each, &vec![b'x'; CHUNK], |_| {}))
-        })
-        .collect();
-    for thread in threads {
-        let answer = thread.join().unwrap_or_else(|_| Err(io::Error::other("a transfer panicked")))?;
-        if answer != (each as u64).to_be_bytes() {
-            return Err(io::Error::other("not all bytes arrived"));
-        }
-    }
-    Ok((count * each) as f64 / started.elapsed().as_secs_f64())
-}
-
 /// Sends `total` bytes out of `chunk` again and again, ends the direction, and reads the answer.
-fn push<const N: usize>(
+fn push(
     pod: &PodHandle,
     to: SocketAddr,
     total: usize,
     chunk: &[u8],
     mut sent: impl FnMut(&[u8]),
-) -> io::Result<[u8; N]> {
+) -> io::Result<[u8; 16]> {
     let mut stream = pod.connect(to, DEADLINE)?;
     stream.set_read_timeout(Some(DEADLINE))?;
     let mut left = total;
@@ -140,7 +110,7 @@ fn push<const N: usize>(
         left -= part.len();
     }
     stream.shutdown(Shutdown::Write)?;
-    let mut answer = [0; N];
+    let mut answer = [0; 16];
     stream.read_exact(&mut answer)?;
     Ok(answer)
 }

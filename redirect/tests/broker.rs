@@ -84,6 +84,7 @@ impl Broker {
 impl Drop for Broker {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path);
+        let _ = std::fs::remove_file(self.path.with_extension("lock"));
     }
 }
 
@@ -112,5 +113,43 @@ async fn mistakes_end_their_own_connection_only() {
         message: Some(to_agent::Message::Refill(proto::Refill { uid: "u".into(), count: 1 })),
     };
     assert!(broker.refusal(early.encode_to_vec()).await.contains("not a Hello"));
+    broker.serves().await;
+}
+
+#[tokio::test]
+async fn a_live_agents_socket_is_not_taken_away() {
+    let mut broker = Broker::new("taken", OWN_UID);
+    let taken = Server::bind(&broker.path, OWN_UID).err().expect("it is in use");
+    assert!(taken.to_string().contains("another agent"), "{taken}");
+    broker.serves().await;
+}
+
+#[tokio::test]
+async fn descriptors_where_none_belong_end_the_connection() {
+    let mut broker = Broker::new("descriptors", OWN_UID);
+    let socket = broker.connect();
+    socket.send(&hello(1)).expect("sent");
+    let ready =
+        proto::ToAgent { message: Some(to_agent::Message::PodReady(proto::PodReady { uid: "u".into() })) };
+    let bytes = ready.encode_to_vec();
+    let descriptor = [std::os::fd::AsRawFd::as_raw_fd(&socket)];
+    let sent = nix::sys::socket::sendmsg::<()>(
+        descriptor[0],
+        &[std::io::IoSlice::new(&bytes)],
+        &[nix::sys::socket::ControlMessage::ScmRights(&descriptor)],
+        nix::sys::socket::MsgFlags::empty(),
+        None,
+    );
+    sent.expect("sent");
+    let left = async {
+        loop {
+            match broker.said.recv().await.expect("the broker lives") {
+                Incoming::Left { .. } => return,
+                Incoming::Ready { .. } => panic!("the message was heard"),
+                _ => {}
+            }
+        }
+    };
+    tokio::time::timeout(DEADLINE, left).await.expect("the connection ends");
     broker.serves().await;
 }

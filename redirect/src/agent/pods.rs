@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use rand::RngExt;
@@ -29,14 +30,16 @@ enum Error {
     NotLive(#[from] NotLive),
     #[error("rules: {0}")]
     Rules(#[from] rules::Error),
+    #[error("network namespace {path} is that of pod {other} too; each pod needs its own")]
+    Shared { path: PathBuf, other: String },
 }
 
 pub(super) struct Pods {
     captured: BTreeMap<String, Captured>,
     pending: HashMap<String, Pending>,
+    /// No longer wanted, and their rules could not be removed yet.
+    leaving: Vec<Leaving>,
     record: Record,
-    /// What an earlier agent captured and this one has not seen listed yet.
-    inherited: Option<Vec<Entry>>,
 }
 
 struct Captured {
@@ -45,54 +48,97 @@ struct Captured {
     installed: Installed,
 }
 
+impl Captured {
+    fn entry(&self) -> Entry {
+        Entry { uid: self.pod.uid.clone(), netns: self.pod.netns.clone(), ident: self.ident }
+    }
+}
+
 struct Pending {
     pod: Pod,
+    retry: Retry,
+}
+
+struct Leaving {
+    entry: Entry,
+    retry: Retry,
+}
+
+/// When something that failed is tried again.
+#[derive(Clone, Copy)]
+struct Retry {
     next: Instant,
     pause: Duration,
 }
 
+impl Retry {
+    fn after(pause: Duration) -> Self {
+        let next = Instant::now() + pause.mul_f64(rand::rng().random_range(0.8..1.2));
+        Self { next, pause }
+    }
+
+    fn first() -> Self {
+        Self::after(FIRST_PAUSE)
+    }
+
+    fn again(self) -> Self {
+        Self::after((self.pause * 2).min(LAST_PAUSE))
+    }
+
+    fn wait(&self) -> Duration {
+        self.next.saturating_duration_since(Instant::now())
+    }
+
+    fn is_due(&self) -> bool {
+        self.next <= Instant::now()
+    }
+}
+
 impl Pods {
     pub(super) fn new(record: Record) -> Self {
-        let inherited = Some(record.read());
-        Self { captured: BTreeMap::new(), pending: HashMap::new(), record, inherited }
+        Self { captured: BTreeMap::new(), pending: HashMap::new(), leaving: Vec::new(), record }
     }
 
     /// The source's whole list.
     pub(super) async fn listed(&mut self, listed: Vec<Pod>) -> Vec<Change> {
         let mut changes = Vec::new();
         let wanted: HashMap<&str, &Pod> = listed.iter().map(|pod| (pod.uid.as_str(), pod)).collect();
-        for entry in self.inherited.take().into_iter().flatten() {
-            if !wanted.contains_key(entry.uid.as_str()) {
-                tracing::info!(pod = entry.uid, "left the source while no agent ran");
-                withdraw(&entry.uid, Netns::reopen(&entry.netns, entry.ident)).await;
-            }
-        }
-        self.pending.retain(|uid, _| wanted.contains_key(uid.as_str()));
+        self.pending.retain(|uid, pending| wanted.get(uid.as_str()).is_some_and(|now| **now == pending.pod));
         let stale: Vec<String> = self
             .captured
             .iter()
             .filter(|(uid, held)| wanted.get(uid.as_str()).is_none_or(|pod| **pod != held.pod))
             .map(|(uid, _)| uid.clone())
             .collect();
+        let mut dropped = Vec::new();
         for uid in stale {
-            let Some(Captured { pod, ident, installed }) = self.captured.remove(&uid) else { continue };
-            if let Some(&now) = wanted.get(uid.as_str()).filter(|now| now.netns == pod.netns) {
+            let Some(held) = self.captured.remove(&uid) else { continue };
+            changes.push(removed(uid.clone()));
+            match wanted.get(uid.as_str()).filter(|now| now.netns == held.pod.netns) {
                 // Rules and listeners stay, or the pod would be open while it is captured anew; the proxies begin
                 // again with what the pod is now.
-                changes.push(removed(uid.clone()));
-                changes.extend(self.keep(now.clone(), ident, installed));
-            } else {
-                withdraw(&uid, Netns::reopen(&pod.netns, ident)).await;
-                drop(installed);
-                changes.push(removed(uid));
+                Some(&now) => changes.extend(self.keep(now.clone(), held.ident, held.installed)),
+                None => dropped.push(held),
             }
         }
+        // Whatever may have rules and is not wanted, captured by this agent or by an earlier one.
+        let wanted_there =
+            |entry: &Entry| wanted.get(entry.uid.as_str()).is_some_and(|pod| pod.netns == entry.netns);
+        self.leaving.retain(|leaving| !wanted_there(&leaving.entry));
+        let unwanted: Vec<Entry> =
+            self.record.entries().iter().filter(|entry| !wanted_there(entry)).cloned().collect();
+        for entry in unwanted {
+            if !self.leaving.iter().any(|leaving| leaving.entry == entry) {
+                self.withdraw(entry, None).await;
+            }
+        }
+        // Only now: as long as rules lead to a port, something listens on it.
+        drop(dropped);
         for pod in listed {
             if !self.captured.contains_key(&pod.uid) && !self.pending.contains_key(&pod.uid) {
-                changes.extend(self.capture(pod, None, FIRST_PAUSE).await);
+                changes.extend(self.capture(pod, None, None).await);
             }
         }
-        self.save();
         changes
     }
 
@@ -105,25 +151,21 @@ impl Pods {
         for uid in lost {
             if let Some(held) = self.captured.remove(&uid) {
                 tracing::info!(pod = uid, "the pod's namespace is gone");
-                let next = Instant::now() + FIRST_PAUSE;
-                self.pending.insert(uid.clone(), Pending { pod: held.pod, next, pause: FIRST_PAUSE });
+                self.record.remove(&held.entry());
+                self.pending.insert(uid.clone(), Pending { pod: held.pod, retry: Retry::first() });
                 changes.push(removed(uid));
             }
         }
-        let now = Instant::now();
-        let due: Vec<String> = self
-            .pending
-            .iter()
-            .filter(|(_, pending)| pending.next <= now)
-            .map(|(uid, _)| uid.clone())
-            .collect();
-        for uid in due {
-            if let Some(pending) = self.pending.remove(&uid) {
-                changes.extend(self.capture(pending.pod, None, pending.pause).await);
-            }
+        for leaving in self.leaving.extract_if(.., |leaving| leaving.retry.is_due()).collect::<Vec<_>>() {
+            self.withdraw(leaving.entry, Some(leaving.retry)).await;
         }
-        if !changes.is_empty() {
-            self.save();
+        let due: Vec<Pending> = self
+            .pending
+            .extract_if(|_, pending| pending.retry.is_due())
+            .map(|(_, pending)| pending)
+            .collect();
+        for Pending { pod, retry } in due {
+            changes.extend(self.capture(pod, None, Some(retry)).await);
         }
         changes
     }
@@ -135,13 +177,10 @@ impl Pods {
             match self.pending.remove(&uid) {
                 Some(pending) => {
                     tracing::info!(pod = uid, "adopting the listeners that the proxy kept");
-                    changes.extend(self.capture(pending.pod, Some(listeners), pending.pause).await);
+                    changes.extend(self.capture(pending.pod, Some(listeners), Some(pending.retry)).await);
                 }
                 None => tracing::debug!(pod = uid, "listeners handed back are not needed"),
             }
-        }
-        if !changes.is_empty() {
-            self.save();
         }
         changes
     }
@@ -166,18 +205,77 @@ impl Pods {
         self.captured.get(uid).map(|held| Netns::reopen(&held.pod.netns, held.ident))
     }
 
-    async fn capture(&mut self, pod: Pod, listeners: Option<Listeners>, pause: Duration) -> Option<Change> {
-        match install(&pod, listeners).await {
+    /// `failed` is the last attempt, if there was one.
+    async fn capture(
+        &mut self,
+        pod: Pod,
+        listeners: Option<Listeners>,
+        failed: Option<Retry>,
+    ) -> Option<Change> {
+        match self.install(&pod, listeners).await {
             Ok((ident, installed)) => {
                 tracing::info!(pod = pod.uid, namespace = pod.namespace, name = pod.name, netns = %pod.netns.display(), "pod captured");
                 self.keep(pod, ident, installed)
             }
             Err(error) => {
-                let wait = pause.mul_f64(rand::rng().random_range(0.8..1.2));
-                tracing::warn!(pod = pod.uid, %error, retry_ms = wait.as_millis(), "pod not captured");
-                let (next, pause) = (Instant::now() + wait, (pause * 2).min(LAST_PAUSE));
-                self.pending.insert(pod.uid.clone(), Pending { pod, next, pause });
+                let retry = failed.map_or_else(Retry::first, Retry::again);
+                tracing::warn!(pod = pod.uid, %error, retry_ms = retry.wait().as_millis(), "pod not captured");
+                self.pending.insert(pod.uid.clone(), Pending { pod, retry });
                 None
+            }
+        }
+    }
+
+    /// The straight line: namespace, record, listeners, ports, rules.
+    async fn install(
+        &mut self,
+        pod: &Pod,
+        listeners: Option<Listeners>,
+    ) -> Result<(Ident, Installed), Error> {
+        let netns = Netns::open(&pod.netns)?;
+        let ident = netns.ident();
+        if let Some(other) = self.captured.values().find(|held| held.ident == ident) {
+            return Err(Error::Shared { path: pod.netns.clone(), other: other.pod.uid.clone() });
+        }
+        self.record.add(Entry { uid: pod.uid.clone(), netns: pod.netns.clone(), ident });
+        let installed = netns
+            .run(move || -> Result<Installed, Error> {
+                let listeners = match listeners {
+                    Some(listeners) => listeners,
+                    None => Listeners::bind()?,
+                };
+                Ok(Installed::install(Ports::prove(listeners, ident)?)?)
+            })
+            .await??;
+        Ok((ident, installed))
+    }
+
+    /// Removes the rules of a pod that is no longer wanted; what fails is tried again.
+    async fn withdraw(&mut self, entry: Entry, failed: Option<Retry>) {
+        let outcome = match Netns::reopen(&entry.netns, entry.ident) {
+            Ok(netns) => netns.run(rules::withdraw).await,
+            Err(error) => Err(error),
+        };
+        let error = match outcome {
+            Ok(Ok(())) => None,
+            Err(error) if error.is_gone() => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(error) => Some(error.to_string()),
+        };
+        match error {
+            None => {
+                tracing::info!(pod = entry.uid, "pod withdrawn");
+                self.record.remove(&entry);
+            }
+            Some(error) => {
+                let retry = failed.map_or_else(Retry::first, Retry::again);
+                tracing::error!(
+                    pod = entry.uid,
+                    error,
+                    retry_ms = retry.wait().as_millis(),
+                    "rules not removed yet"
+                );
+                self.leaving.push(Leaving { entry, retry });
             }
         }
     }
@@ -192,44 +290,6 @@ impl Pods {
                 None
             }
         }
-    }
-
-    fn save(&self) {
-        let entry = |(uid, held): (&String, &Captured)| Entry {
-            uid: uid.clone(),
-            netns: held.pod.netns.clone(),
-            ident: held.ident,
-        };
-        self.record.write(&self.captured.iter().map(entry).collect::<Vec<_>>());
-    }
-}
-
-/// The straight line: namespace, listeners, ports, rules.
-async fn install(pod: &Pod, listeners: Option<Listeners>) -> Result<(Ident, Installed), Error> {
-    let netns = Netns::open(&pod.netns)?;
-    let ident = netns.ident();
-    let installed = netns
-        .run(move || -> Result<Installed, Error> {
-            let listeners = match listeners {
-                Some(listeners) => listeners,
-                None => Listeners::bind()?,
-            };
-            Ok(Installed::install(Ports::prove(listeners, ident)?)?)
-        })
-        .await??;
-    Ok((ident, installed))
-}
-
-async fn withdraw(uid: &str, netns: Result<Netns, netns::Error>) {
-    let outcome = match netns {
-        Ok(netns) => netns.run(rules::withdraw).await,
-        Err(error) => Err(error),
-    };
-    match outcome {
-        Ok(Ok(())) => tracing::info!(pod = uid, "pod withdrawn"),
-        Ok(Err(error)) => tracing::error!(pod = uid, %error, "rules not removed"),
-        Err(error) if error.is_gone() => tracing::info!(pod = uid, "pod withdrawn, its namespace is gone"),
-        Err(error) => tracing::error!(pod = uid, %error, "rules not removed"),
     }
 }
 

@@ -1,5 +1,6 @@
 //! The agent's end: accepts proxies, and carries messages between them and the agent's task.
 
+use std::fs::{File, TryLockError};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -28,10 +29,11 @@ const MOST_HELD: u32 = 4096;
 const QUEUE: usize = 8192;
 
 #[derive(Debug, thiserror::Error)]
-#[error("broker socket {path}: {source}")]
-pub struct Error {
-    path: PathBuf,
-    source: io::Error,
+pub enum Error {
+    #[error("broker socket {path}: {source}")]
+    Socket { path: PathBuf, source: io::Error },
+    #[error("another agent serves the broker socket {path}; end it first")]
+    Taken { path: PathBuf },
 }
 
 /// A message to a proxy with its descriptors.
@@ -56,6 +58,8 @@ pub enum Incoming {
 pub struct Server {
     socket: AsyncFd<OwnedFd>,
     proxy_uid: u32,
+    /// Held for as long as this agent lives, so that no other takes its socket away.
+    _lock: File,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -79,8 +83,15 @@ enum Refused {
 }
 
 impl Server {
-    /// Binds the socket for the proxy's user; a file that an earlier agent left is replaced.
+    /// Binds the socket for the proxy's user; a file that an earlier agent left is replaced, one of a live agent is not.
     pub fn bind(path: &Path, proxy_uid: u32) -> Result<Self, Error> {
+        let fail = |source| Error::Socket { path: path.to_owned(), source };
+        let lock = File::create(path.with_extension("lock")).map_err(fail)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(Error::Taken { path: path.to_owned() }),
+            Err(TryLockError::Error(source)) => return Err(fail(source)),
+        }
         let bind = || {
             match std::fs::remove_file(path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -94,8 +105,7 @@ impl Server {
             socket.listen(16)?;
             watched(socket.into())
         };
-        let socket = bind().map_err(|source| Error { path: path.to_owned(), source })?;
-        Ok(Self { socket, proxy_uid })
+        Ok(Self { socket: bind().map_err(fail)?, proxy_uid, _lock: lock })
     }
 
     /// Accepts for ever.
@@ -197,6 +207,7 @@ async fn write(connection: &Connection, mut outgoing: mpsc::Receiver<Outgoing>) 
 async fn read(proxy: ProxyId, connection: &Connection, incoming: &mpsc::Sender<Incoming>) -> Refused {
     loop {
         let message = match connection.receive::<proto::ToAgent>().await {
+            Ok(Some((_, descriptors))) if !descriptors.is_empty() => return Refused::Unexpected,
             Ok(Some((message, _))) => message,
             Ok(None) => return Refused::Gone,
             Err(error) => return error.into(),

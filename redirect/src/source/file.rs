@@ -21,6 +21,8 @@ pub enum Error {
     Parse { path: PathBuf, source: serde_json::Error },
     #[error("pods file {path}: pod {uid} is listed twice")]
     Twice { path: PathBuf, uid: String },
+    #[error("pods file {path}: pod {uid} has the network namespace {netns} that another pod has")]
+    Shared { path: PathBuf, uid: String, netns: PathBuf },
 }
 
 #[derive(Deserialize)]
@@ -76,10 +78,13 @@ fn watch(path: &Path) -> Option<EventStream<Vec<u8>>> {
 fn parse(text: &str, path: &Path) -> Result<Vec<Pod>, Error> {
     let document: Document =
         serde_json::from_str(text).map_err(|source| Error::Parse { path: path.to_owned(), source })?;
-    let mut seen = HashSet::new();
-    for pod in &document.pods {
-        if !seen.insert(&pod.uid) {
-            return Err(Error::Twice { path: path.to_owned(), uid: pod.uid.clone() });
+    let (mut uids, mut namespaces) = (HashSet::new(), HashSet::new());
+    for Pod { uid, netns, .. } in &document.pods {
+        if !uids.insert(uid) {
+            return Err(Error::Twice { path: path.to_owned(), uid: uid.clone() });
+        }
+        if !namespaces.insert(netns) {
+            return Err(Error::Shared { path: path.to_owned(), uid: uid.clone(), netns: netns.clone() });
         }
     }
     Ok(document.pods)
@@ -103,5 +108,7 @@ mod tests {
         let pod = &good[9..good.len() - 2];
         let twice = format!("{{\"pods\":[{pod},{pod}]}}");
         assert!(matches!(parse(&twice, path), Err(Error::Twice { .. })));
+        let shared = format!("{{\"pods\":[{pod},{}]}}", pod.replace("\"u\"", "\"v\""));
+        assert!(matches!(parse(&shared, path), Err(Error::Shared { .. })));
     }
 }

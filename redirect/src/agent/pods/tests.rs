@@ -127,3 +127,57 @@ async fn a_pod_that_changes_is_never_open() {
     assert_eq!(kinds(&pods.listed(vec![changed]).await), ["removed", "added"]);
     assert_eq!(bed.dump().await, captured, "the rules were not touched");
 }
+
+#[tokio::test]
+async fn a_pod_that_leaves_while_its_ports_are_held_is_withdrawn() {
+    let bed = Bed::new("leaves");
+    let before = bed.dump().await;
+    let mut pods = bed.pods();
+    pods.listed(vec![bed.pod()]).await;
+    // A proxy that outlives two agents keeps the ports, so that neither captures the pod anew.
+    let _kept = pods.captured["u"].installed.listeners().try_clone().expect("descriptors");
+    drop(pods);
+    let mut second = bed.pods();
+    assert!(second.listed(vec![bed.pod()]).await.is_empty(), "the ports are in use");
+    drop(second);
+    let mut third = bed.pods();
+    assert!(third.listed(vec![bed.pod()]).await.is_empty(), "the ports are in use");
+    assert_ne!(bed.dump().await, before, "the rules are still there");
+    third.listed(Vec::new()).await;
+    assert_eq!(bed.dump().await, before, "every byte is as before");
+    assert!(third.record.entries().is_empty());
+}
+
+#[tokio::test]
+async fn a_withdrawal_that_failed_is_tried_again_unless_the_pod_is_wanted_again() {
+    let bed = Bed::new("retried");
+    let before = bed.dump().await;
+    let mut pods = bed.pods();
+    pods.listed(vec![bed.pod()]).await;
+    let captured = bed.dump().await;
+    let held = pods.captured.remove("u").expect("it was captured");
+    let due = || Retry { next: Instant::now(), pause: FIRST_PAUSE };
+    pods.leaving.push(Leaving { entry: held.entry(), retry: due() });
+    pods.captured.insert("u".into(), held);
+    pods.listed(vec![bed.pod()]).await;
+    pods.look().await;
+    assert_eq!(bed.dump().await, captured, "wanted again, so nothing is removed");
+    let entry = pods.captured.remove("u").expect("it is captured").entry();
+    pods.leaving.push(Leaving { entry, retry: due() });
+    pods.look().await;
+    assert_eq!(bed.dump().await, before);
+}
+
+#[tokio::test]
+async fn two_pods_never_share_a_namespace() {
+    let bed = Bed::new("shared");
+    let mut pods = bed.pods();
+    let link = bed.folder.join("link");
+    std::os::unix::fs::symlink(&bed.namespace.path, &link).expect("a link");
+    let twin = Pod { uid: "twin".into(), netns: link, ..bed.pod() };
+    assert_eq!(kinds(&pods.listed(vec![bed.pod(), twin.clone()]).await), ["added"]);
+    let captured = bed.dump().await;
+    assert_eq!(kinds(&pods.listed(vec![bed.pod()]).await), [""; 0]);
+    assert_eq!(bed.dump().await, captured, "the twin that leaves takes nothing with it");
+    assert_eq!(kinds(&pods.listed(vec![twin]).await), ["removed", "added"]);
+}

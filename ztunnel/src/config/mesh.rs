@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::{fs, io};
 
-use marked_yaml::Node;
-use marked_yaml::types::MarkedMappingNode;
+use serde::de::{DeserializeOwned, IgnoredAny};
+use ztunnel_model::codec::located::{self, Document, Place};
 
 use super::Mistake;
 
@@ -16,6 +16,7 @@ pub(super) const FILE: &str = "./etc/istio/config/mesh";
 pub(super) struct ProxyConfig {
     pub(super) admin_port: Option<u16>,
     pub(super) stats_port: Option<u16>,
+    /// Threads; 0 for all CPUs.
     pub(super) concurrency: Option<u16>,
     pub(super) metadata: BTreeMap<String, String>,
 }
@@ -30,6 +31,23 @@ impl ProxyConfig {
             metadata: self.metadata,
         }
     }
+
+    fn read(part: Place<'_>, mistakes: &mut Vec<located::Mistake>) -> Self {
+        type Any = Option<BTreeMap<String, IgnoredAny>>;
+        if part.decode::<Any>(mistakes).flatten().is_none() {
+            return Self::default();
+        }
+        Self {
+            admin_port: value(part, "proxyAdminPort", mistakes),
+            stats_port: value(part, "statsPort", mistakes),
+            concurrency: value(part, "concurrency", mistakes),
+            metadata: value(part, "proxyMetadata", mistakes).unwrap_or_default(),
+        }
+    }
+}
+
+fn value<T: DeserializeOwned>(part: Place<'_>, key: &str, mistakes: &mut Vec<located::Mistake>) -> Option<T> {
+    part.get(key)?.decode::<Option<T>>(mistakes)?
 }
 
 /// The text of the mesh file; a missing one is fine.
@@ -37,7 +55,7 @@ pub(super) fn read() -> Result<Option<String>, Mistake> {
     match fs::read_to_string(FILE) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Mistake {
+        Err(error) => Err(Mistake::Value {
             place: FILE.to_owned(),
             value: error.to_string(),
             expected: "a readable file or none".to_owned(),
@@ -46,94 +64,19 @@ pub(super) fn read() -> Result<Option<String>, Mistake> {
 }
 
 /// Reads one document; `under` names the key that holds the proxy's part.
-pub(super) fn parse(
-    place: &str,
-    text: &str,
-    under: Option<&str>,
-    mistakes: &mut Vec<Mistake>,
-) -> ProxyConfig {
-    if text.trim().is_empty() {
-        return ProxyConfig::default();
-    }
-    let mut refuse = |place: String, value: String, expected: &str| {
-        mistakes.push(Mistake { place, value, expected: expected.to_owned() });
-    };
-    let root = match marked_yaml::parse_yaml(0, text) {
-        Ok(Node::Mapping(root)) => root,
-        Ok(_) => {
-            refuse(place.to_owned(), first_line(text), "a YAML mapping");
-            return ProxyConfig::default();
+pub(super) fn parse(file: &str, text: &str, under: Option<&str>, mistakes: &mut Vec<Mistake>) -> ProxyConfig {
+    let mut found = Vec::new();
+    let config = match Document::parse(text, file) {
+        Ok(document) => {
+            let part = under.map_or_else(|| Some(document.root()), |key| document.field(key));
+            part.map(|part| ProxyConfig::read(part, &mut found))
         }
-        Err(error) => {
-            refuse(place.to_owned(), first_line(text), &format!("YAML ({error})"));
-            return ProxyConfig::default();
+        Err(mistake) => {
+            found.push(mistake);
+            None
         }
     };
-    let keys = match under.map(|key| (key, root.get_node(key))) {
-        None => root,
-        Some((_, None)) => return ProxyConfig::default(),
-        Some((_, Some(Node::Mapping(keys)))) => keys.clone(),
-        Some((_, Some(node))) if is_null(node) => return ProxyConfig::default(),
-        Some((key, Some(node))) => {
-            refuse(format!("{place}{}: {key}", position(node)), written(node), "a mapping");
-            return ProxyConfig::default();
-        }
-    };
-    let mut number = |key: &str, expected: &str| {
-        let node = keys.get_node(key).filter(|node| !is_null(node))?;
-        let value = node.as_scalar().and_then(|scalar| scalar.as_str().parse::<u16>().ok());
-        if value.is_none() {
-            refuse(format!("{place}{}: {key}", position(node)), written(node), expected);
-        }
-        value
-    };
-    ProxyConfig {
-        admin_port: number("proxyAdminPort", "a port number"),
-        stats_port: number("statsPort", "a port number"),
-        concurrency: number("concurrency", "a number of threads, 0 for all CPUs"),
-        metadata: metadata(place, &keys, refuse),
-    }
-}
-
-fn metadata(
-    place: &str,
-    keys: &MarkedMappingNode,
-    mut refuse: impl FnMut(String, String, &str),
-) -> BTreeMap<String, String> {
-    let mut result = BTreeMap::new();
-    let Some(node) = keys.get_node("proxyMetadata").filter(|node| !is_null(node)) else { return result };
-    let Node::Mapping(pairs) = node else {
-        refuse(format!("{place}{}: proxyMetadata", position(node)), written(node), "a mapping");
-        return result;
-    };
-    for (key, value) in pairs.iter() {
-        match value.as_scalar() {
-            Some(scalar) => drop(result.insert(key.as_str().to_owned(), scalar.as_str().to_owned())),
-            None => {
-                let at = format!("{place}{}: proxyMetadata.{}", position(value), key.as_str());
-                refuse(at, written(value), "a text");
-            }
-        }
-    }
-    result
-}
-
-fn is_null(node: &Node) -> bool {
-    node.as_scalar().is_some_and(|scalar| scalar.may_coerce() && matches!(scalar.as_str(), "" | "~" | "null"))
-}
-
-fn position(node: &Node) -> String {
-    node.span().start().map(|at| format!(":{}:{}", at.line(), at.column())).unwrap_or_default()
-}
-
-fn written(node: &Node) -> String {
-    match node {
-        Node::Scalar(scalar) => scalar.as_str().to_owned(),
-        Node::Mapping(_) => "{…}".to_owned(),
-        Node::Sequence(_) => "[…]".to_owned(),
-    }
-}
-
-fn first_line(text: &str) -> String {
-    text.lines().next().unwrap_or_default().chars().take(80).collect()
+    located::sort(&mut found);
+    mistakes.extend(found.into_iter().map(Mistake::Written));
+    config.unwrap_or_default()
 }

@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Serialize, Serializer};
+use ztunnel_model::codec::located;
 
 pub use host::Host;
 pub use raw::Environment;
@@ -175,17 +176,21 @@ impl Serialize for Secret {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Error(pub Vec<Mistake>);
 
-/// One value that cannot be used: where it stands, what it says, what was expected there.
+/// One thing that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mistake {
-    pub place: String,
-    pub value: String,
-    pub expected: String,
+pub enum Mistake {
+    /// Where a value stands, what it says, what was expected there.
+    Value { place: String, value: String, expected: String },
+    /// In a document.
+    Written(located::Mistake),
 }
 
 impl fmt::Display for Mistake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}={:?}: expected {}", self.place, self.value, self.expected)
+        match self {
+            Self::Value { place, value, expected } => write!(f, "{place}={value:?}: expected {expected}"),
+            Self::Written(mistake) => mistake.fmt(f),
+        }
     }
 }
 

@@ -147,7 +147,7 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn refuse(&mut self, name: &str, value: impl Into<String>, expected: &str) {
-        self.mistakes.push(Mistake {
+        self.mistakes.push(Mistake::Value {
             place: name.to_owned(),
             value: value.into(),
             expected: expected.to_owned(),

@@ -117,7 +117,7 @@ fn drain_deadline(raw: &Raw) -> Duration {
 fn static_config(raw: &Raw, mistakes: &mut Vec<Mistake>) -> Option<StaticSource> {
     match (raw.local_xds_path.clone(), raw.local_xds.clone()) {
         (Some(path), Some(_)) => {
-            mistakes.push(Mistake {
+            mistakes.push(Mistake::Value {
                 place: "LOCAL_XDS_PATH".to_owned(),
                 value: path.display().to_string(),
                 expected: "to be the only one of LOCAL_XDS_PATH and LOCAL_XDS".to_owned(),
@@ -162,7 +162,7 @@ fn ca_address(written: Option<String>, in_kubernetes: bool, mistakes: &mut Vec<M
     if uri.parse::<http::Uri>().is_ok_and(|uri| usable(&uri)) {
         return Some(uri);
     }
-    mistakes.push(Mistake {
+    mistakes.push(Mistake::Value {
         place: "CA_ADDRESS".to_owned(),
         value: address,
         expected: "HOST:PORT or https://HOST:PORT".to_owned(),

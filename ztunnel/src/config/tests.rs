@@ -194,11 +194,23 @@ fn documents() {
             Some("defaultConfig: {concurrency: -1, proxyMetadata: 3}")
         ),
         [
-            "./etc/istio/config/mesh:1:30: concurrency=\"-1\": expected a number of threads, 0 for all CPUs",
-            "./etc/istio/config/mesh:1:49: proxyMetadata=\"3\": expected a mapping",
-            "PROXY_CONFIG:1:12: statsPort=\"many\": expected a port number",
+            "./etc/istio/config/mesh:1:30: defaultConfig.concurrency: invalid value: integer `-1`, expected u16",
+            "./etc/istio/config/mesh:1:49: defaultConfig.proxyMetadata: expected a mapping, found the number 3",
+            "PROXY_CONFIG:1:12: statsPort: expected a whole number, found the text \"many\"",
         ]
     );
+}
+
+#[test]
+fn a_document_that_could_hide_something_is_refused() {
+    let deep = format!("a: {}", "[".repeat(100_000));
+    for text in
+        ["statsPort: 1\n---\nstatsPort: 2\n", "statsPort: 1\nstatsPort: 2\n", "- 1\n", "a: &b c\n", &deep]
+    {
+        let found = mistakes(&[("PROXY_CONFIG", text)], None);
+        assert!(found.iter().all(|mistake| mistake.starts_with("PROXY_CONFIG:")), "{found:?}");
+    }
+    assert!(!mistakes(&[], Some("defaultConfig: 3\n")).is_empty());
 }
 
 #[test]

@@ -110,9 +110,14 @@ impl Document {
         }
     }
 
+    /// The whole document.
+    pub fn root(&self) -> Place<'_> {
+        Place { document: self, node: Tree::ROOT }
+    }
+
     /// A top-level value.
     pub fn field(&self, key: &str) -> Option<Place<'_>> {
-        Place { document: self, node: Tree::ROOT }.inner(key)
+        self.root().get(key)
     }
 
     fn mistake(&self, node: NodeId, position: Position, reason: String) -> Mistake {
@@ -143,7 +148,7 @@ impl<'a> Place<'a> {
 
     /// The value of a key inside, or this one when there is none: a mistake about it belongs to the nearest place.
     pub fn key(&self, key: &str) -> Self {
-        self.inner(key).unwrap_or(*self)
+        self.get(key).unwrap_or(*self)
     }
 
     /// The item of a list inside, or this one.
@@ -154,7 +159,8 @@ impl<'a> Place<'a> {
         }
     }
 
-    fn inner(&self, key: &str) -> Option<Place<'a>> {
+    /// The value of a key inside.
+    pub fn get(&self, key: &str) -> Option<Place<'a>> {
         let Kind::Mapping(entries) = self.kind() else { return None };
         let entry = entries.iter().find(|entry| entry.key == key)?;
         Some(Place { node: entry.value, ..*self })

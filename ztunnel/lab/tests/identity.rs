@@ -135,6 +135,9 @@ fn without_the_ca_certificates_serve_to_their_end_then_nothing_passes_until_it_i
         // This pod never had a tunnel, so it needs a certificate now.
         assert!(!passes(&lab, "late"), "a connection passed without a valid certificate");
     }
+    // This one has tunnels, but they stand on certificates that are over.
+    assert!(!passes(&lab, "web"), "an old tunnel took a new connection without a valid certificate");
+    assert!(held.iter_mut().all(echoes), "what was established goes on");
     let wire = capture.finish().expect("the capture ends well");
     assert_eq!(wire.packets, 0, "without a certificate nothing is even dialled: {wire:?}");
     assert_eq!(arrived.load(Ordering::Relaxed), before, "the application must see nothing");

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use h2::client::SendRequest;
@@ -53,6 +53,7 @@ impl From<h2::Error> for Error {
 pub struct Tunnel {
     requests: SendRequest<Bytes>,
     load: Rc<Load>,
+    valid_until: SystemTime,
 }
 
 /// How busy a tunnel is.
@@ -81,6 +82,7 @@ impl Tunnel {
         settings: &Settings,
         stop: CancellationToken,
     ) -> Result<Rc<Self>, Error> {
+        let valid_until = tls.valid_until();
         let handshake = h2::client::Builder::new()
             .initial_window_size(settings.stream_window)
             .initial_connection_window_size(settings.connection_window)
@@ -115,13 +117,19 @@ impl Tunnel {
             }
             ended.closed.set(true);
         });
-        Ok(Rc::new(Self { requests, load }))
+        Ok(Rc::new(Self { requests, load, valid_until }))
     }
 
-    /// Whether another stream may be opened now: below our own bound and the peer's live one.
+    /// Whether another stream may be opened now: below our own bound and the peer's live one, and while both
+    /// certificates are good, so that each new stream stands on an identity that was proved within its validity.
     pub(super) fn has_room(&self, max_streams: usize) -> bool {
         let limit = max_streams.min(self.requests.current_max_send_streams());
-        !self.load.closed.get() && self.load.streams.get() < limit
+        !self.is_closed() && self.load.streams.get() < limit && self.is_valid()
+    }
+
+    /// A tunnel that is over in this sense still carries the streams that it has.
+    pub(super) fn is_valid(&self) -> bool {
+        SystemTime::now() <= self.valid_until
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -142,6 +150,11 @@ impl Tunnel {
 }
 
 impl StreamHold {
+    #[cfg(test)]
+    pub(super) fn is_valid(&self) -> bool {
+        self.tunnel.is_valid()
+    }
+
     /// Sends the CONNECT and waits for its answer.
     pub async fn connect(self, authority: &str, headers: HeaderMap) -> Result<Connected, Error> {
         let request = request(authority, headers)?;

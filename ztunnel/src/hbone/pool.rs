@@ -76,7 +76,7 @@ impl<D: 'static> Pool<D> {
     fn place(&self, key: &Key) -> Option<StreamHold> {
         let mut entries = self.entries.borrow_mut();
         let entry = entries.get_mut(key)?;
-        entry.tunnels.retain(|tunnel| !tunnel.is_closed());
+        entry.tunnels.retain(|tunnel| !tunnel.is_closed() && tunnel.is_valid());
         let tunnel = entry.tunnels.iter().find(|tunnel| tunnel.has_room(self.settings.max_streams))?;
         Some(tunnel.hold())
     }
@@ -148,3 +148,6 @@ impl<D: 'static> Pool<D> {
         self.len() == 0
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,7 @@
 //! The server role: CONNECT requests that arrive in a tunnel.
 
 use std::future::Future;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use h2::server::SendResponse;
@@ -33,7 +34,8 @@ pub struct Incoming {
 }
 
 /// Serves a tunnel until it ends; each request goes to `handle` in a task of its own. `drain` announces the end
-/// (GOAWAY) and lets streams finish, `stop` ends everything at once.
+/// (GOAWAY) and lets streams finish, and so does the end of either certificate: whoever wants another stream proves
+/// again who it is. `stop` ends everything at once.
 pub async fn serve<H, F>(
     tls: tls::Stream,
     settings: &Settings,
@@ -45,6 +47,7 @@ where
     H: Fn(Incoming) -> F,
     F: Future<Output = ()> + 'static,
 {
+    let valid_for = tls.valid_until().duration_since(SystemTime::now()).unwrap_or_default();
     let handshake = h2::server::Builder::new()
         .initial_window_size(settings.stream_window)
         .initial_connection_window_size(settings.connection_window)
@@ -64,7 +67,8 @@ where
             None => std::future::pending().await,
         }
     };
-    tokio::pin!(dead);
+    let over = tokio::time::sleep(valid_for);
+    tokio::pin!(dead, over);
     let (mut draining, mut given_up) = (false, false);
     loop {
         tokio::select! {
@@ -76,6 +80,10 @@ where
                 None => return Ok(()),
             },
             () = drain.cancelled(), if !draining => {
+                draining = true;
+                connection.graceful_shutdown();
+            }
+            () = &mut over, if !draining => {
                 draining = true;
                 connection.graceful_shutdown();
             }

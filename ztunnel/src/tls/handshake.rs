@@ -1,6 +1,7 @@
 //! Drives a handshake of rustls over a socket, up to the first record of the data phase and not a byte further.
 
 use std::io;
+use std::time::SystemTime;
 
 use rustls::client::UnbufferedClientConnection;
 use rustls::kernel::KernelConnection;
@@ -123,10 +124,12 @@ impl Unread {
     }
 }
 
-/// Runs the handshake; a socket whose handshake failed is given back.
+/// Runs the handshake as somebody whose certificate is good until `own_not_after`; a socket whose handshake failed is
+/// given back.
 pub(super) async fn run<S: Side>(
     mut side: S,
     tcp: TcpStream,
+    own_not_after: SystemTime,
 ) -> Result<(Stream, VerifiedPeer), (Failed, TcpStream)>
 where
     KernelConnection<S::Data>: Send + 'static,
@@ -134,23 +137,37 @@ where
     let mut tcp = tcp;
     match drive(&mut side, &mut tcp).await {
         Ok(rest) => match finish(side, rest) {
-            Ok((session, incoming, alpn, peer)) => Ok((Stream::new(tcp, session, incoming, alpn), peer)),
+            Ok(finished) => {
+                let valid_until = own_not_after.min(finished.not_after);
+                let stream =
+                    Stream::new(tcp, finished.session, finished.incoming, finished.alpn, valid_until);
+                Ok((stream, finished.peer))
+            }
             Err(failed) => Err((failed, tcp)),
         },
         Err(failed) => Err((failed, tcp)),
     }
 }
 
-type Finished = (Session, Incoming, Option<Vec<u8>>, VerifiedPeer);
+struct Finished {
+    session: Session,
+    incoming: Incoming,
+    alpn: Option<Vec<u8>>,
+    peer: VerifiedPeer,
+    not_after: SystemTime,
+}
 
 fn finish<S: Side>(side: S, rest: Vec<u8>) -> Result<Finished, Failed>
 where
     KernelConnection<S::Data>: Send + 'static,
 {
     let peer = VerifiedPeer::of(side.common()).map_err(|refused| Failed::Peer(Box::new(refused)))?;
+    let not_after =
+        VerifiedPeer::not_after(side.common()).map_err(|refused| Failed::Peer(Box::new(refused)))?;
     let alpn = side.common().alpn_protocol().map(<[u8]>::to_vec);
     let session = side.into_keys().and_then(|(keys, connection)| Session::new(S::ROLE, keys, connection));
-    Ok((session.map_err(|error| Failed::Tls(Box::new(error), None))?, Incoming::new(rest), alpn, peer))
+    let session = session.map_err(|error| Failed::Tls(Box::new(error), None))?;
+    Ok(Finished { session, incoming: Incoming::new(rest), alpn, peer, not_after })
 }
 
 /// Returns what came behind the handshake.

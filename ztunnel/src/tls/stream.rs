@@ -2,6 +2,7 @@ use std::fmt;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::SystemTime;
 
 use rustls::AlertDescription;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -23,6 +24,7 @@ pub struct Stream {
     /// The last record, close_notify or an alert, was sealed.
     closing: bool,
     alpn: Option<Vec<u8>>,
+    valid_until: SystemTime,
 }
 
 enum Ended {
@@ -31,9 +33,15 @@ enum Ended {
 }
 
 impl Stream {
-    pub(super) fn new(tcp: TcpStream, session: Session, incoming: Incoming, alpn: Option<Vec<u8>>) -> Self {
+    pub(super) fn new(
+        tcp: TcpStream,
+        session: Session,
+        incoming: Incoming,
+        alpn: Option<Vec<u8>>,
+        valid_until: SystemTime,
+    ) -> Self {
         let outgoing = Outgoing::default();
-        Self { tcp, session, incoming, outgoing, ended: None, closing: false, alpn }
+        Self { tcp, session, incoming, outgoing, ended: None, closing: false, alpn, valid_until }
     }
 
     /// The TCP connection beneath, for socket options and addresses.
@@ -44,6 +52,11 @@ impl Stream {
     /// What the peer chose with ALPN; `None` when it does not speak ALPN.
     pub fn alpn(&self) -> Option<&[u8]> {
         self.alpn.as_deref()
+    }
+
+    /// When the first of the two certificates behind this stream is over.
+    pub fn valid_until(&self) -> SystemTime {
+        self.valid_until
     }
 
     fn read_records(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {

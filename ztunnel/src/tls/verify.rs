@@ -6,6 +6,7 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
@@ -17,6 +18,8 @@ use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, RootCer
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use ztunnel_model::{Identity, IdentitySet};
 
+use super::describe;
+
 /// The identity that the other end of a finished handshake has proved.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct VerifiedPeer {
@@ -26,6 +29,14 @@ pub struct VerifiedPeer {
 impl VerifiedPeer {
     pub fn identity(&self) -> &Identity {
         &self.identity
+    }
+
+    /// When the certificate behind a finished handshake is over.
+    pub(super) fn not_after(session: &rustls::CommonState) -> Result<SystemTime, Refused> {
+        let leaf = session.peer_certificates().and_then(<[_]>::first).ok_or(Refused::NoCertificate)?;
+        let (_, parsed) =
+            X509Certificate::from_der(leaf).map_err(|error| Refused::Malformed(error.to_string()))?;
+        Ok(describe::system_time(parsed.validity().not_after))
     }
 
     /// Reads the peer out of a session whose handshake is over, which means that a verifier below has accepted it.

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use serde_json::json;
 use ztunnel_model::codec::static_config;
 
-use crate::lab::{Error, PROXY_USER, namespace_name};
+use crate::error::Error;
+use crate::lab::namespace_name;
+use crate::node::PROXY_USER;
 use crate::process::write_atomically;
 use crate::spec::Pod;
 use crate::{Lab, namespace};

@@ -1,55 +1,24 @@
 //! A lab from up to down.
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::binaries::{self, Binaries};
+pub use crate::error::Error;
+use crate::error::UP_DEADLINE;
 use crate::namespace;
-use crate::network;
 use crate::node::{NodeHandle, PodHandle};
-use crate::process::{self, Process, Start, write_atomically};
-use crate::spec::{self, LONGEST_NAME, Pod, Spec};
+use crate::process::{Process, Start, write_atomically};
+use crate::spec::{self, Pod, Spec};
 use crate::wait::wait_until;
 
-/// The proxy's user: no name, no group, no capability.
-pub const PROXY_USER: u32 = 1337;
 const STATE: &str = "/run/ztunnel-lab";
 const UNDERLAY: &str = "underlay";
 const CONTROLLER: &str = "172.30.0.1";
 const CONTROLLER_PORT: u16 = 15012;
-const UP_DEADLINE: Duration = Duration::from_secs(30);
 const GRACE: Duration = Duration::from_secs(10);
-
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error("the lab needs root: it makes network namespaces")]
-    NotRoot,
-    #[error("\"{0}\" cannot name a lab (1 to {LONGEST_NAME} of a-z, 0-9 and -, not starting with -)")]
-    Name(String),
-    #[error("the lab \"{0}\" is up already; take it down first")]
-    Up(String),
-    #[error("the lab \"{0}\" is not up")]
-    Down(String),
-    #[error("there is no pod or node \"{name}\" (there are: {known})")]
-    Unknown { name: String, known: String },
-    #[error(transparent)]
-    Binaries(#[from] binaries::Error),
-    #[error(transparent)]
-    Namespace(#[from] namespace::Error),
-    #[error(transparent)]
-    Network(#[from] network::Error),
-    #[error(transparent)]
-    Process(#[from] process::Error),
-    #[error("{path}: {source}")]
-    File { path: PathBuf, source: io::Error },
-    #[error("the lab file has {} mistake(s):\n{}", .0.len(), .0.iter().map(|mistake| format!("  {mistake}")).collect::<Vec<_>>().join("\n"))]
-    Mistakes(Vec<ztunnel_model::codec::located::Mistake>),
-    #[error("{what} was not ready within {} s; last lines of its log:\n{log}", UP_DEADLINE.as_secs())]
-    NotReady { what: String, log: String },
-}
 
 /// A lab that is up. Dropping it takes it down, unless it is kept.
 pub struct Lab {

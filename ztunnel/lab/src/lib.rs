@@ -14,6 +14,7 @@
 pub mod binaries;
 pub mod bulk;
 pub mod capture;
+mod error;
 mod files;
 pub mod lab;
 pub mod namespace;

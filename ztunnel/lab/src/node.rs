@@ -9,11 +9,13 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::lab::{Error, PROXY_USER};
+use crate::error::Error;
 use crate::namespace;
 use crate::process::{Process, Start};
 use crate::spec::Pod;
 
+/// The proxy's user: no name, no group, no capability.
+pub const PROXY_USER: u32 = 1337;
 const HTTP_DEADLINE: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]

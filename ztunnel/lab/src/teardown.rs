@@ -8,7 +8,8 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use redirect::netns::Ident;
 
-use crate::lab::{Error, state_folder};
+use crate::error::Error;
+use crate::lab::state_folder;
 use crate::process::Process;
 use crate::{Lab, namespace};
 

@@ -1,6 +1,7 @@
 //! Namespaces, links and addresses of a lab.
 
-use crate::lab::{Error, make_folder, namespace_name, pod_handle};
+use crate::error::Error;
+use crate::lab::{make_folder, namespace_name, pod_handle};
 use crate::network::{self, ANY4, ANY6};
 use crate::node::NodeHandle;
 use crate::spec::{Pod, node_addresses, pod_addresses};

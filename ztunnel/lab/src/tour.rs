@@ -8,7 +8,8 @@ use serde::Serialize;
 
 use crate::bulk::{self, Direction, Until};
 use crate::capture::Capture;
-use crate::lab::{Error, Options};
+use crate::error::Error;
+use crate::lab::Options;
 use crate::node::{NodeHandle, PodHandle};
 use crate::spec::{self, Spec};
 use crate::traffic;

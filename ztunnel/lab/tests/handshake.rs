@@ -21,7 +21,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::Runtime;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::client::TlsStream;
-use ztunnel_lab::lab::PROXY_USER;
+use ztunnel_lab::node::PROXY_USER;
 use ztunnel_lab::process::write_atomically;
 use ztunnel_lab::{Lab, traffic, wait_until};
 

@@ -5,8 +5,7 @@ use std::str::FromStr;
 
 use ipnet::IpNet;
 
-use crate::address::Network;
-use crate::workload::GatewayAddress;
+use crate::address::{Network, NetworkAddress};
 
 /// Key of a service: written `namespace/hostname`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -45,6 +44,19 @@ impl fmt::Display for NamespacedHostname {
 pub struct ServicePort {
     pub service_port: u16,
     pub target_port: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum GatewayDestination {
+    Hostname(NamespacedHostname),
+    Address(NetworkAddress),
+}
+
+/// A reference to a waypoint or a network gateway.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct GatewayAddress {
+    pub destination: GatewayDestination,
+    pub hbone_mtls_port: u16,
 }
 
 /// A virtual address: a prefix on a network. A full-length prefix is an exact address.

@@ -5,9 +5,9 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::address::{Network, NetworkAddress};
+use crate::address::Network;
 use crate::identity::Identity;
-use crate::service::{NamespacedHostname, ServicePort};
+use crate::service::{GatewayAddress, NamespacedHostname, ServicePort};
 
 /// Primary key of a workload, for example `cluster//v1/Pod/namespace/name`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -97,19 +97,6 @@ pub enum ApplicationProtocol {
 pub struct ApplicationTunnel {
     pub protocol: ApplicationProtocol,
     pub port: Option<u16>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum GatewayDestination {
-    Hostname(NamespacedHostname),
-    Address(NetworkAddress),
-}
-
-/// A reference to a waypoint or a network gateway.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct GatewayAddress {
-    pub destination: GatewayDestination,
-    pub hbone_mtls_port: u16,
 }
 
 /// One workload as the control plane describes it. Defaults (trust domain `cluster.local`, service account `default`,

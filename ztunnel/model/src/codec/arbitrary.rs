@@ -12,12 +12,12 @@ use proptest::sample::select;
 
 use super::fields::canonical_prefix;
 use crate::policy::{Action, Clause, Match, Policy, PolicyKey, Rule, ServiceAccountMatch, StringMatch};
+use crate::service::{GatewayAddress, GatewayDestination};
 use crate::service::{
     HealthPolicy, IpFamilies, LoadBalancerMode, LoadBalancing, Scope, Vip, Visibility, WeightedWaypoint,
 };
 use crate::workload::{
-    ApplicationProtocol, ApplicationTunnel, GatewayAddress, GatewayDestination, HealthStatus, Locality,
-    NetworkMode, TunnelProtocol, WorkloadType,
+    ApplicationProtocol, ApplicationTunnel, HealthStatus, Locality, NetworkMode, TunnelProtocol, WorkloadType,
 };
 use crate::{Identity, NamespacedHostname, Network, NetworkAddress, Service, ServicePort, Workload};
 

@@ -7,8 +7,8 @@ use ipnet::IpNet;
 use super::Error;
 use super::proto::workload as proto;
 use crate::address::{Network, NetworkAddress};
+use crate::service::{GatewayAddress, GatewayDestination};
 use crate::service::{NamespacedHostname, ServicePort};
-use crate::workload::{GatewayAddress, GatewayDestination};
 
 /// Decodes every item, naming the first that fails by its index.
 pub(super) fn list<T, U>(

@@ -7,9 +7,10 @@ use crate::address::NetworkAddress;
 use crate::codec::located::{Mistake, Place};
 use crate::identity::Identity;
 use crate::service::ServicePort;
+use crate::service::{GatewayAddress, GatewayDestination};
 use crate::workload::{
-    ApplicationProtocol, ApplicationTunnel, GatewayAddress, GatewayDestination, HealthStatus, Locality,
-    NetworkMode, TunnelProtocol, Workload, WorkloadType,
+    ApplicationProtocol, ApplicationTunnel, HealthStatus, Locality, NetworkMode, TunnelProtocol, Workload,
+    WorkloadType,
 };
 
 const PROTOCOLS: [(&str, TunnelProtocol); 2] =

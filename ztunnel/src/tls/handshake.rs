@@ -15,6 +15,8 @@ use super::record::{Incoming, Role, Session};
 use super::stream::Stream;
 use super::verify::{self, Refused, VerifiedPeer};
 
+/// Type, version and length of a record.
+const HEADER: usize = 5;
 const READ: usize = 4 * 1024;
 /// A certificate chain with room to spare; rustls bounds each message to 64 KiB.
 const MOST_UNREAD: usize = 128 * 1024;
@@ -74,45 +76,48 @@ enum Step {
     Done,
 }
 
-/// Bytes of the peer: rustls sees one record more only when it has asked for one, so that nothing of the data phase
-/// reaches it.
+/// Bytes of the peer: rustls is offered one record more only when it has asked for one, so that nothing of the data
+/// phase reaches it. What rustls keeps of a message in parts it rewrites in place, so a header is read only once, before
+/// its record is whole.
 #[derive(Default)]
 struct Unread {
     bytes: Vec<u8>,
-    /// Records at the front that rustls may see.
-    shown: usize,
+    /// Rustls has seen all before this.
+    start: usize,
+    /// Of the record on offer, as far as its header tells; `start` when none is.
+    end: usize,
+    header_read: bool,
 }
 
 impl Unread {
-    /// The end of the first `records` records, as far as they have come.
-    fn end_of(&self, records: usize) -> usize {
-        let mut end = 0;
-        for _ in 0..records {
-            let Some([_, _, _, high, low]) = self.bytes[end..].first_chunk() else {
-                return self.bytes.len();
-            };
-            end += 5 + usize::from(u16::from_be_bytes([*high, *low]));
-            if end >= self.bytes.len() {
-                return self.bytes.len();
-            }
-        }
-        end
+    /// How many bytes rustls may see.
+    fn shown(&self) -> usize {
+        self.end.min(self.bytes.len())
     }
 
-    fn discard(&mut self, count: usize) {
-        if count > 0 {
-            let gone = (0..=self.shown).rev().find(|&records| self.end_of(records) <= count);
-            self.shown -= gone.unwrap_or(0);
-            self.bytes.drain(..count);
-        }
-    }
-
-    /// Shows one record more, or waits for more bytes when all are shown.
+    /// Offers one record more, or waits for more bytes.
     async fn advance(&mut self, tcp: &mut TcpStream) -> Result<(), Failed> {
-        if self.end_of(self.shown) < self.bytes.len() {
-            self.shown += 1;
-            return Ok(());
+        if self.end <= self.bytes.len() {
+            self.start = self.end;
         }
+        if self.start < self.bytes.len() && self.start == self.end {
+            self.end += HEADER;
+            self.header_read = false;
+        } else {
+            self.receive(tcp).await?;
+        }
+        let header = self.bytes[self.start.min(self.bytes.len())..].first_chunk();
+        if let Some([_, _, _, high, low]) = header
+            && self.end > self.start
+            && !self.header_read
+        {
+            self.end += usize::from(u16::from_be_bytes([*high, *low]));
+            self.header_read = true;
+        }
+        Ok(())
+    }
+
+    async fn receive(&mut self, tcp: &mut TcpStream) -> Result<(), Failed> {
         if self.bytes.len() > MOST_UNREAD {
             return Err(Failed::Io(io::Error::new(io::ErrorKind::InvalidData, "the handshake is too long")));
         }
@@ -121,6 +126,13 @@ impl Unread {
             0 => Err(closed()),
             _ => Ok(()),
         }
+    }
+
+    /// Rustls is done with this many bytes.
+    fn discard(&mut self, count: usize) {
+        self.bytes.drain(..count);
+        self.start = self.start.saturating_sub(count);
+        self.end = self.end.saturating_sub(count);
     }
 }
 
@@ -175,7 +187,7 @@ async fn drive<S: Side>(side: &mut S, tcp: &mut TcpStream) -> Result<Vec<u8>, Fa
     let mut unread = Unread::default();
     let mut outgoing = Vec::new();
     loop {
-        let shown = unread.end_of(unread.shown);
+        let shown = unread.shown();
         verify::forget_finding();
         let UnbufferedStatus { discard, state, .. } = side.process(&mut unread.bytes[..shown]);
         let step = match state {

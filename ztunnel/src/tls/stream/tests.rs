@@ -28,17 +28,26 @@ async fn tcp_pair() -> (TcpStream, TcpStream) {
 
 /// Our client and a stock server, or our server and a stock client.
 async fn pair(ours_dials: bool) -> (Stream, Stock) {
+    pair_with(ours_dials, None).await
+}
+
+/// The same, with records of the stock end that are no longer than `fragment`.
+async fn pair_with(ours_dials: bool, fragment: Option<usize>) -> (Stream, Stock) {
     let ca = TestCa::new("root");
     let (cart, bank) = (ca.svid(CART), ca.svid(BANK));
     let expected = IdentitySet::one(identity(BANK));
     let (near, far) = tcp_pair().await;
     if ours_dials {
-        let acceptor = TlsAcceptor::from(bank.server_config());
+        let mut config = rustls::ServerConfig::clone(&bank.server_config());
+        config.max_fragment_size = fragment;
+        let acceptor = TlsAcceptor::from(Arc::new(config));
         let (ours, stock) =
             tokio::join!(client::connect(&cart, &expected, near, DEADLINE), acceptor.accept(far));
         (ours.expect("accepted").0, Stock::from(stock.expect("accepted")))
     } else {
-        let connector = TlsConnector::from(Arc::new(cart.client_config(&expected)));
+        let mut config = cart.client_config(&expected);
+        config.max_fragment_size = fragment;
+        let connector = TlsConnector::from(Arc::new(config));
         let name = ServerName::IpAddress(std::net::IpAddr::from([127, 0, 0, 1]).into());
         let (ours, stock) = tokio::join!(server::accept(&bank, far, DEADLINE), connector.connect(name, near));
         (ours.expect("accepted").0, Stock::from(stock.expect("accepted")))
@@ -75,6 +84,55 @@ async fn much_passes_both_ways_beside_stock_tls_through_several_keys() {
         let (got_ours, got_stock) = tokio::join!(exchange(ours), exchange(stock));
         assert!(got_ours == text() && got_stock == text(), "ours dials: {ours_dials}");
     }
+}
+
+#[tokio::test]
+async fn a_handshake_in_many_small_records_is_understood() {
+    for ours_dials in [true, false] {
+        let (mut ours, mut stock) = pair_with(ours_dials, Some(40)).await;
+        stock.write_all(&[7; 10_000]).await.expect("writing works");
+        stock.shutdown().await.expect("closing works");
+        let mut got = Vec::new();
+        ours.read_to_end(&mut got).await.expect("reading works");
+        assert!(got == [7; 10_000], "ours dials: {ours_dials}");
+    }
+}
+
+/// What goes through here arrives byte by byte.
+async fn dribbling(to: TcpStream) -> TcpStream {
+    async fn carry(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin) {
+        while let Ok(byte) = from.read_u8().await {
+            if to.write_u8(byte).await.is_err() {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+        let _ = to.shutdown().await;
+    }
+    let (near, inside) = tcp_pair().await;
+    to.set_nodelay(true).expect("an option");
+    inside.set_nodelay(true).expect("an option");
+    let ((left_read, left_write), (right_read, right_write)) = (inside.into_split(), to.into_split());
+    tokio::spawn(carry(left_read, right_write));
+    tokio::spawn(carry(right_read, left_write));
+    near
+}
+
+#[tokio::test]
+async fn bytes_that_come_one_by_one_are_understood() {
+    let ca = TestCa::new("root");
+    let (cart, bank) = (ca.svid(CART), ca.svid(BANK));
+    let expected = IdentitySet::one(identity(BANK));
+    let (near, far) = tcp_pair().await;
+    let near = dribbling(near).await;
+    let (client, server) =
+        tokio::join!(client::connect(&cart, &expected, near, DEADLINE), server::accept(&bank, far, DEADLINE));
+    let (mut client, mut server) = (client.expect("accepted").0, server.expect("accepted").0);
+    client.write_all(&[7; 1000]).await.expect("writing works");
+    client.shutdown().await.expect("closing works");
+    let mut got = Vec::new();
+    server.read_to_end(&mut got).await.expect("reading works");
+    assert!(got == [7; 1000]);
 }
 
 #[tokio::test]

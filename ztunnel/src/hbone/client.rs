@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -30,6 +31,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether it was the tunnel that took no more streams, and not the peer that refused this one.
+    pub fn is_tunnel_gone(&self) -> bool {
+        matches!(self, Self::Http2(error) if error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM))
+    }
+
     /// Whether the stream was refused before the peer acted on it, so that asking elsewhere is safe (RFC 9113
     /// section 8.7).
     pub fn is_unprocessed(&self) -> bool {
@@ -123,6 +129,11 @@ impl Tunnel {
     /// Whether another stream may be opened now: below our own bound and the peer's live one, and while both
     /// certificates are good, so that each new stream stands on an identity that was proved within its validity.
     pub(super) fn has_room(&self, max_streams: usize) -> bool {
+        // After GOAWAY the tunnel lives on for its streams, and takes no other.
+        let mut requests = self.requests.clone();
+        if matches!(requests.poll_ready(&mut Context::from_waker(Waker::noop())), Poll::Ready(Err(_))) {
+            self.load.closed.set(true);
+        }
         let limit = max_streams.min(self.requests.current_max_send_streams());
         !self.is_closed() && self.load.streams.get() < limit && self.is_valid()
     }

@@ -1,7 +1,7 @@
 //! The server role: CONNECT requests that arrive in a tunnel.
 
 use std::future::Future;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use h2::server::SendResponse;
@@ -16,6 +16,8 @@ use ztunnel_model::Authority;
 
 /// Streams that a peer may have open in one tunnel.
 const MOST_STREAMS: u32 = 200;
+/// How long a peer may take to heed the GOAWAY that says that a certificate is over.
+const GOODBYE: Duration = Duration::from_secs(5);
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -47,7 +49,8 @@ where
     H: Fn(Incoming) -> F,
     F: Future<Output = ()> + 'static,
 {
-    let valid_for = tls.valid_until().duration_since(SystemTime::now()).unwrap_or_default();
+    let valid_until = tls.valid_until();
+    let valid_for = valid_until.duration_since(SystemTime::now()).unwrap_or_default();
     let handshake = h2::server::Builder::new()
         .initial_window_size(settings.stream_window)
         .initial_connection_window_size(settings.connection_window)
@@ -73,6 +76,9 @@ where
     loop {
         tokio::select! {
             accepted = connection.accept() => match accepted {
+                Some(Ok((_, mut respond))) if SystemTime::now() > valid_until + GOODBYE => {
+                    respond.send_reset(Reason::REFUSED_STREAM);
+                }
                 Some(Ok((request, respond))) => {
                     tokio::task::spawn_local(handle(Incoming { request, respond }));
                 }

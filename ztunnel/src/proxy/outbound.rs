@@ -125,10 +125,16 @@ async fn attempt(
     match route {
         Route::Hbone { hop, authority, .. } => {
             let key = pool::Key { hop: hop.clone(), source: accepted.peer.ip() };
-            let hold = pod.pool.stream(&key, || dial_tunnel(pod.clone(), key.clone())).await?;
             let service = addressed_service(route).map(|key| key.hostname.as_str());
             let headers = headers::request(own, accepted.peer.addr(), service, &Trace::random());
-            Ok(Far::Stream(hold.connect(&authority.to_string(), headers).await?))
+            let authority = authority.to_string();
+            let place = || pod.pool.stream(&key, || dial_tunnel(pod.clone(), key.clone()));
+            match place().await?.connect(&authority, headers.clone()).await {
+                // The tunnel was on its way out (GOAWAY) when it was chosen; another is dialled.
+                Err(error) if error.is_tunnel_gone() => {}
+                connected => return Ok(Far::Stream(connected?)),
+            }
+            Ok(Far::Stream(place().await?.connect(&authority, headers).await?))
         }
         Route::Tcp { addr, .. } | Route::Passthrough { addr } => {
             let socket = pod.stock.take(STOCK_DEADLINE).await?;

@@ -1,7 +1,7 @@
 //! Drives a handshake of rustls over a socket, up to the first record of the data phase and not a byte further.
 
 use std::io;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustls::client::UnbufferedClientConnection;
 use rustls::kernel::KernelConnection;
@@ -20,6 +20,9 @@ const HEADER: usize = 5;
 const READ: usize = 4 * 1024;
 /// A certificate chain with room to spare; rustls bounds each message to 64 KiB.
 const MOST_UNREAD: usize = 128 * 1024;
+
+/// A certificate is good to the end of the second that it names, which is how webpki judges it too.
+const LAST_SECOND: Duration = Duration::from_millis(999);
 
 /// Why a handshake failed.
 #[derive(Debug)]
@@ -150,7 +153,7 @@ where
     match drive(&mut side, &mut tcp).await {
         Ok(rest) => match finish(side, rest) {
             Ok(finished) => {
-                let valid_until = own_not_after.min(finished.not_after);
+                let valid_until = own_not_after.min(finished.not_after) + LAST_SECOND;
                 let stream =
                     Stream::new(tcp, finished.session, finished.incoming, finished.alpn, valid_until);
                 Ok((stream, finished.peer))

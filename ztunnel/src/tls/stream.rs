@@ -72,8 +72,14 @@ impl Stream {
                 Ok(Delivery::Closed) => self.ended = Some(Ended::Cleanly),
                 Err(error) => self.give_up(error),
             }
-            self.outgoing.answer_update(&mut self.session).map_err(failure)?;
+            if !self.closing {
+                self.outgoing.answer_update(&mut self.session).map_err(failure)?;
+            }
             self.try_send();
+            if self.ended.is_some() {
+                // Nothing is delivered any more.
+                self.incoming = Incoming::default();
+            }
             if buf.filled().len() > before || buf.remaining() == 0 {
                 return Poll::Ready(Ok(()));
             }
@@ -134,15 +140,16 @@ impl Stream {
         Poll::Ready(Ok(sealed))
     }
 
-    /// The peer broke the protocol: it is told so, and nothing else is read or written.
+    /// The peer broke the protocol, and is told so as far as the socket takes it, or it gave up itself. Nothing else is
+    /// read or written.
     fn give_up(&mut self, error: record::Error) {
-        if let Some(alert) = error.alert()
-            && !self.closing
+        if !self.closing
+            && let Some(alert) = error.alert()
         {
-            self.closing = true;
             self.outgoing.alert(&mut self.session, alert);
             self.try_send();
         }
+        self.closing = true;
         self.ended = Some(Ended::Failed(error));
     }
 }

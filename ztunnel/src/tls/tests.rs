@@ -297,6 +297,14 @@ async fn garbage_and_silence_end_as_errors_of_their_own() {
     let error = server::accept(&bank, far, DEADLINE).await.expect_err("not TLS");
     assert!(matches!(error, Error::Handshake { .. }), "{error}");
 
+    // A message in parts whose bytes come to stand where the header of a record was.
+    let (mut near, far) = tcp_pair().await;
+    near.write_all(&[&[22, 3, 1, 0, 4, 1, 0, 16, 0, 22, 3, 1, 0, 100], [0; 100].as_slice()].concat())
+        .await
+        .expect("writing works");
+    near.shutdown().await.expect("closing works");
+    assert!(server::accept(&bank, far, DEADLINE).await.is_err());
+
     let (near, far) = tcp_pair().await;
     let error = server::accept(&bank, far, Duration::from_millis(20)).await.expect_err("silence");
     assert!(error.is_timeout(), "{error}");

@@ -100,6 +100,10 @@ fn frame(length: usize, out: &mut [u8]) -> ([u8; HEADER], &mut [u8], &mut [u8]) 
 
 /// RFC 8446 section 5.4: zeroes at the end are padding, the last other byte is the type.
 pub(super) fn content(plain: &[u8]) -> Result<(Content, usize), Error> {
+    // Padding included (RFC 8446 section 5.4).
+    if plain.len() > super::MOST_PLAINTEXT + 1 {
+        return Err(Error::TooLong(plain.len()));
+    }
     let at = plain.iter().rposition(|&byte| byte != 0).ok_or(Error::Unexpected("record without a type"))?;
     let content = match plain[at] {
         21 => Content::Alert,
@@ -107,8 +111,5 @@ pub(super) fn content(plain: &[u8]) -> Result<(Content, usize), Error> {
         23 => Content::Data,
         _ => return Err(Error::Unexpected("record of an unknown type")),
     };
-    if at > super::MOST_PLAINTEXT {
-        return Err(Error::TooLong(at));
-    }
     Ok((content, at))
 }

@@ -11,6 +11,8 @@ pub(crate) enum Error {
     Unexpected(&'static str),
     #[error("malformed in TLS: {0}")]
     Malformed(&'static str),
+    #[error("not allowed in TLS: {0}")]
+    Illegal(&'static str),
     #[error("the peer ended the connection with the TLS alert {0:?}")]
     Alert(AlertDescription),
     #[error("the TLS keys cannot be replaced: {0}")]
@@ -24,6 +26,7 @@ impl Error {
             Self::Undecryptable => Some(AlertDescription::BadRecordMac),
             Self::TooLong(_) => Some(AlertDescription::RecordOverflow),
             Self::Unexpected(_) => Some(AlertDescription::UnexpectedMessage),
+            Self::Illegal(_) => Some(AlertDescription::IllegalParameter),
             Self::Malformed(_) => Some(AlertDescription::DecodeError),
             Self::Keys(_) => Some(AlertDescription::InternalError),
             Self::Alert(_) => None,

@@ -182,6 +182,7 @@ impl Session {
         self.owes_update |= match body {
             [0] => false,
             [1] => true,
+            [_] => return Err(Error::Illegal("KeyUpdate of another kind")),
             _ => return Err(Error::Malformed("KeyUpdate")),
         };
         let next = self.secrets.next_receive().map_err(Error::Keys)?;

@@ -104,6 +104,9 @@ fn padding_is_taken_off() {
     assert_eq!(content(b"x\0y\x17\0\0\0").expect("padded data"), (Content::Data, 3));
     assert_eq!(content(&[2, 40, 21]).expect("an alert"), (Content::Alert, 2));
     assert!(matches!(content(&[0; 9]), Err(Error::Unexpected(_))));
+    let padded = [&[23], [0; MOST_PLAINTEXT].as_slice()].concat();
+    assert_eq!(content(&padded).expect("as long as may be"), (Content::Data, 0));
+    assert!(matches!(content(&[padded, vec![0]].concat()), Err(Error::TooLong(_))));
     assert!(matches!(content(&[99]), Err(Error::Unexpected(_))));
 }
 
@@ -204,6 +207,8 @@ fn odd_handshake_messages_are_refused_and_tickets_ignored() {
     {
         assert!(deliver(&mut session(Role::Client), &handshake(bytes), 64).is_err(), "{bytes:?}");
     }
+    let odd = error(&mut session(Role::Client), &handshake(&[24, 0, 0, 1, 2]));
+    assert_eq!(odd.alert(), Some(rustls::AlertDescription::IllegalParameter));
     let mut peer = Peer::new();
     let cut = [peer.record(Content::Handshake, &ticket[..5]), peer.record(Content::Handshake, &ticket[5..])];
     assert_eq!(deliver(&mut session(Role::Client), &cut.concat(), 64).expect("ignored").0, b"");

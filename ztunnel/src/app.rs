@@ -51,8 +51,10 @@ pub enum Error {
 /// Runs until the drain is over.
 pub fn run() -> Result<(), Error> {
     let config = config::load()?;
+    // Before any thread is started: what this one gives up, only its later children lack too.
+    let privileges = privileges::drop_all();
     let log = telemetry::init(&config.telemetry.rust_log, config.telemetry.json)?;
-    match privileges::drop_all() {
+    match privileges {
         Err(error) if config.allow_privileges => tracing::warn!(%error, "running with privileges, as told"),
         result => result?,
     }

@@ -146,6 +146,23 @@ fn resets_are_carried_both_ways() {
 }
 
 #[test]
+fn a_reset_after_a_half_close_is_carried_although_the_other_side_is_silent() {
+    let lab = Lab::for_test(MESH, &[]);
+    for (port, to) in [(7000, "server"), (7001, "outside")] {
+        for port in [port, port + 10] {
+            let (client, server) = pair(&lab, "client", to, port);
+            let (first, mut other) = if port < 7010 { (client, server) } else { (server, client) };
+            first.shutdown(Shutdown::Write).expect("half-closed");
+            assert!(read_all(&mut other).expect("a clean end").is_empty());
+            assert!(other.take_error().expect("an option").is_none(), "half-closed is not reset");
+            reset(first);
+            let seen = || other.take_error().expect("an option").is_some();
+            assert!(wait_until(DEADLINE, seen), "port {port} of {to}");
+        }
+    }
+}
+
+#[test]
 fn one_byte_and_a_hundred_megabytes_arrive_unharmed() {
     let lab = Lab::for_test(MESH, &[]);
     traffic::serve(lab.pod("server"), 7000, traffic::sink).expect("a free port");

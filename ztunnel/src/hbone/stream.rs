@@ -68,6 +68,13 @@ impl Transmit for StreamTransmit {
         self.0.send_data(Bytes::new(), true).map_err(broken)
     }
 
+    async fn reset(&mut self) -> Broken {
+        match poll_fn(|context| self.0.poll_reset(context)).await {
+            Ok(_) => Broken::Reset(Side::Far),
+            Err(error) => broken(error),
+        }
+    }
+
     fn abort(&mut self) {
         self.0.send_reset(Reason::CANCEL);
     }

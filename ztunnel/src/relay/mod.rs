@@ -9,10 +9,12 @@
 
 pub mod tcp;
 
+use std::cell::Cell;
 use std::future::Future;
 use std::io;
 
 use bytes::Bytes;
+use tokio::sync::Notify;
 
 /// Why a direction ended early.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +58,9 @@ pub trait Transmit {
     /// Ends the direction cleanly: FIN or END_STREAM.
     fn finish(&mut self) -> impl Future<Output = Result<(), Broken>>;
 
+    /// Resolves when this side was reset. For while nothing is sent to it and nothing more is read from it.
+    fn reset(&mut self) -> impl Future<Output = Broken>;
+
     /// Ends the connection abruptly: RST or RST_STREAM.
     fn abort(&mut self);
 }
@@ -76,9 +81,10 @@ where
 {
     let (mut app_receive, mut app_transmit) = app;
     let (mut far_receive, mut far_transmit) = far;
+    let (app_ended, far_ended) = (Ended::default(), Ended::default());
     let result = futures::future::try_join(
-        carry(&mut app_receive, &mut far_transmit, on_up),
-        carry(&mut far_receive, &mut app_transmit, on_down),
+        carry(&mut app_receive, &mut far_transmit, on_up, &app_ended, &far_ended),
+        carry(&mut far_receive, &mut app_transmit, on_down, &far_ended, &app_ended),
     )
     .await;
     match result {
@@ -94,16 +100,47 @@ where
     }
 }
 
+/// Whether a side said that it sends nothing more.
+#[derive(Default)]
+struct Ended {
+    said: Cell<bool>,
+    heard: Notify,
+}
+
+impl Ended {
+    fn say(&self) {
+        self.said.set(true);
+        self.heard.notify_waiters();
+    }
+
+    async fn wait(&self) {
+        if !self.said.get() {
+            self.heard.notified().await;
+        }
+    }
+}
+
+/// `from_ended` and `to_ended` are about the two sides. Who has ended is no longer read, so that its reset would go
+/// unseen for as long as the other is silent; it is watched for instead.
 async fn carry<R: Receive, T: Transmit>(
     from: &mut R,
     to: &mut T,
     count: impl Fn(usize),
+    from_ended: &Ended,
+    to_ended: &Ended,
 ) -> Result<(), Broken> {
-    while let Some(bytes) = from.receive().await? {
+    loop {
+        let received = tokio::select! {
+            biased;
+            received = from.receive() => received?,
+            broken = async { to_ended.wait().await; to.reset().await } => return Err(broken),
+        };
+        let Some(bytes) = received else { break };
         let length = bytes.len();
         to.transmit(bytes).await?;
         from.taken(length);
         count(length);
     }
+    from_ended.say();
     to.finish().await
 }

@@ -4,6 +4,7 @@ use std::io;
 
 use bytes::{Buf, Bytes};
 use socket2::SockRef;
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use super::{Broken, Receive, Side, Transmit};
@@ -61,6 +62,13 @@ impl Transmit for TcpTransmit<'_> {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
             Err(error) => Err(broken(error, self.side)),
+        }
+    }
+
+    async fn reset(&mut self) -> Broken {
+        match self.stream.ready(Interest::ERROR).await {
+            Ok(_) => Broken::Reset(self.side),
+            Err(error) => broken(error, self.side),
         }
     }
 

@@ -148,7 +148,7 @@ impl Session {
             },
             Content::Handshake if bytes.is_empty() => Err(Error::Unexpected("empty handshake record")),
             Content::Handshake => self.handshake(bytes).map(|()| Control::Nothing),
-            Content::Data => unreachable!("data is no control"),
+            Content::Data => unreachable!("invariant: the caller keeps data to itself"),
         }
     }
 

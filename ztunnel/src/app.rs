@@ -2,13 +2,17 @@
 //!
 //! The main thread is the control thread: certificates, pods, state, admin, metrics. The workers carry connections.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
-use ztunnel_model::codec::static_config::{PolicyView, ServiceView, StaticConfig, WorkloadView};
+use ztunnel_model::Service;
+use ztunnel_model::codec::static_config::{
+    EndpointView, PolicyView, ServiceView, StaticConfig, WorkloadView,
+};
 
 use crate::admin::{self, Dump, Readiness};
 use crate::config::{self, Config, StaticSource};
@@ -198,14 +202,18 @@ fn dump(config: &Config, reader: Reader, applied: Applied, identities: identity:
             workloads.snapshot().workloads().map(|workload| json!(WorkloadView::from(&**workload))).collect()
         })
         .part("services", move || {
-            services.snapshot().services().map(|service| json!(ServiceView::from(&**service))).collect()
+            let snapshot = services.snapshot();
+            let view = |service: &Arc<Service>| {
+                ServiceView::new(service, snapshot.endpoints(&service.key).iter().map(endpoint_view))
+            };
+            snapshot.services().map(|service| json!(view(service))).collect()
         })
         .part("policies", move || {
             policies.snapshot().policies().map(|policy| json!(PolicyView::from(&**policy))).collect()
         })
         .part("stagedServices", move || staged_services(&staged))
         .part("staticConfig", move || static_dump(&applied.load()))
-        .part("version", || admin::version(""))
+        .part("version", admin::version)
         .part("config", move || shown.clone())
         .part("certificates", move || json!(identities.certificates()))
         .part("workloadState", move || view.dump())
@@ -214,16 +222,21 @@ fn dump(config: &Config, reader: Reader, applied: Applied, identities: identity:
 fn staged_services(reader: &Reader) -> Value {
     let snapshot = reader.snapshot();
     let staged = snapshot.staged().map(|(key, endpoints)| {
-        let uids: Vec<&str> = endpoints.iter().map(|endpoint| endpoint.workload.uid.as_str()).collect();
-        (key.to_string(), json!(uids))
+        let endpoints: BTreeMap<_, _> = endpoints.iter().map(endpoint_view).collect();
+        (key.to_string(), json!(endpoints))
     });
     Value::Object(staged.collect())
+}
+
+fn endpoint_view(endpoint: &state::Endpoint) -> (String, EndpointView) {
+    let uid = endpoint.workload.uid.to_string();
+    (uid, EndpointView::new(&endpoint.workload, &endpoint.ports))
 }
 
 fn static_dump(config: &StaticConfig) -> Value {
     json!({
         "workloads": config.workloads.iter().map(WorkloadView::from).collect::<Vec<_>>(),
-        "services": config.services.iter().map(ServiceView::from).collect::<Vec<_>>(),
+        "services": config.services.iter().map(|service| ServiceView::new(service, [])).collect::<Vec<_>>(),
         "policies": config.policies.iter().map(PolicyView::from).collect::<Vec<_>>(),
     })
 }

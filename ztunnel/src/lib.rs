@@ -6,43 +6,116 @@
 //!
 //! # Values that prove something
 //!
-//! They are made only where it was proven, so none of this compiles.
+//! They are made only where it was proven. Each that must not compile stands beside a twin that does and differs in the
+//! forgery alone, so that the former cannot fail for a reason of its own.
 //!
-//! A verified peer comes out of a handshake:
-//! ```compile_fail,E0451
+//! An identity is parsed, and a set of expected identities is never empty:
+//! ```
 //! let identity = ztunnel_model::Identity::new("td", "ns", "sa").unwrap();
-//! let _ = ztunnel::tls::verify::VerifiedPeer { identity };
-//! ```
-//! An authorized connection comes from the enforcer, and there is one of it:
-//! ```compile_fail,E0624
-//! let _ = ztunnel::policy::AuthorizedConnection::new(todo!());
+//! let _ = ztunnel_model::IdentitySet::one(identity);
 //! ```
 //! ```compile_fail,E0599
-//! fn copy(connection: ztunnel::policy::AuthorizedConnection) {
-//!     let _ = connection.clone();
-//! }
-//! ```
-//! A private key is not copied, a state has one writer:
-//! ```compile_fail,E0599
-//! fn copy(key: ztunnel::tls::svid::SecretKey) {
-//!     let _ = key.clone();
-//! }
-//! ```
-//! ```compile_fail,E0599
-//! fn copy(writer: ztunnel::state::Writer) {
-//!     let _ = writer.clone();
-//! }
-//! ```
-//! The capability to use an identity comes from the manager, a target from the route, and a set of expected identities
-//! is never empty:
-//! ```compile_fail,E0423
-//! let _ = ztunnel::identity::PodSvid(todo!());
-//! ```
-//! ```compile_fail,E0603
-//! let _ = ztunnel::route::inbound::Target("10.0.0.1:15006".parse().unwrap());
+//! let identity = ztunnel_model::Identity::default();
+//! let _ = ztunnel_model::IdentitySet::one(identity);
 //! ```
 //! ```compile_fail,E0599
 //! let _ = ztunnel_model::IdentitySet::default();
+//! ```
+//! A verified peer comes out of a handshake:
+//! ```
+//! fn verified(peer: ztunnel::tls::verify::VerifiedPeer) -> ztunnel::tls::verify::Peer {
+//!     ztunnel::tls::verify::Peer::Verified(peer)
+//! }
+//! ```
+//! ```compile_fail,E0451
+//! fn verified(identity: ztunnel_model::Identity) -> ztunnel::tls::verify::Peer {
+//!     ztunnel::tls::verify::Peer::Verified(ztunnel::tls::verify::VerifiedPeer { identity })
+//! }
+//! ```
+//! and policy judges no identity that was not:
+//! ```
+//! fn judged(facts: &ztunnel::policy::Facts) -> Option<&ztunnel_model::Identity> {
+//!     facts.peer.identity()
+//! }
+//! ```
+//! ```compile_fail,E0308
+//! fn judged(facts: &mut ztunnel::policy::Facts, identity: ztunnel_model::Identity) {
+//!     facts.peer = identity;
+//! }
+//! ```
+//! An authorized connection comes from the enforcer, and there is one of it:
+//! ```
+//! async fn wait(connection: ztunnel::policy::AuthorizedConnection) {
+//!     let _ = connection.revoked().await;
+//! }
+//! ```
+//! ```compile_fail,E0599
+//! async fn wait(connection: ztunnel::policy::AuthorizedConnection) {
+//!     let _ = connection.clone().revoked().await;
+//! }
+//! ```
+//! ```compile_fail,E0624
+//! let _ = ztunnel::policy::AuthorizedConnection::new(todo!());
+//! ```
+//! A private key is not copied, and an SVID is key, chain and identity that were found to agree:
+//! ```
+//! fn take(key: ztunnel::tls::svid::SecretKey) {
+//!     let _ = key;
+//! }
+//! ```
+//! ```compile_fail,E0599
+//! fn take(key: ztunnel::tls::svid::SecretKey) {
+//!     let _ = key.clone();
+//! }
+//! ```
+//! ```
+//! fn whose(svid: &ztunnel::tls::svid::Svid) -> &ztunnel_model::Identity {
+//!     svid.identity()
+//! }
+//! ```
+//! ```compile_fail,E0616
+//! fn whose(svid: &ztunnel::tls::svid::Svid) -> &ztunnel_model::Identity {
+//!     &svid.identity
+//! }
+//! ```
+//! The capability to use an identity comes from the manager, and a target from the route:
+//! ```
+//! fn hold(svid: ztunnel::identity::PodSvid) -> ztunnel::identity::PodSvid {
+//!     svid
+//! }
+//! ```
+//! ```compile_fail,E0423
+//! fn hold(identity: ztunnel_model::Identity) -> ztunnel::identity::PodSvid {
+//!     ztunnel::identity::PodSvid(identity)
+//! }
+//! ```
+//! ```
+//! fn addr(target: ztunnel::route::inbound::Target) -> std::net::SocketAddr {
+//!     target.addr()
+//! }
+//! ```
+//! ```compile_fail,E0423
+//! fn target(addr: std::net::SocketAddr) -> ztunnel::route::inbound::Target {
+//!     ztunnel::route::inbound::Target(addr)
+//! }
+//! ```
+//! The state has one writer, many readers, and what they read cannot be changed:
+//! ```
+//! let (mut writer, reader) = ztunnel::state::new();
+//! writer.publish(ztunnel::state::Snapshot::default());
+//! let _ = reader.clone().snapshot();
+//! ```
+//! ```compile_fail,E0599
+//! let (writer, _) = ztunnel::state::new();
+//! let _ = writer.clone();
+//! ```
+//! ```compile_fail,E0599
+//! let (_, reader) = ztunnel::state::new();
+//! reader.publish(ztunnel::state::Snapshot::default());
+//! ```
+//! ```compile_fail,E0594
+//! let (_, reader) = ztunnel::state::new();
+//! *reader.snapshot() = ztunnel::state::Snapshot::default();
 //! ```
 
 pub mod admin;

@@ -6,7 +6,6 @@ const NESTED: u16 = 1 << 15;
 
 pub const REQUEST: u16 = 0x1;
 pub const ACK: u16 = 0x4;
-pub const REPLACE: u16 = 0x100;
 pub const EXCLUSIVE: u16 = 0x200;
 pub const CREATE: u16 = 0x400;
 pub const APPEND: u16 = 0x800;

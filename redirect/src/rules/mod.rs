@@ -5,17 +5,34 @@
 //!
 //! `Listeners → Ports → Installed`: [`Ports`] exist only for sockets that were just seen to listen, in this namespace,
 //! with the mark that the rules exempt; [`Installed`] takes them over, so the sockets live at least as long as the
-//! value that says that rules point at them. Neither can be made otherwise:
+//! value that says that rules point at them. Neither can be made otherwise (each forgery stands below what is allowed, and
+//! differs from it in nothing else):
 //!
-//! ```compile_fail,E0451
-//! fn forge(listeners: redirect::sockets::Listeners) -> redirect::rules::Ports {
-//!     redirect::rules::Ports { listeners }
+//! ```
+//! use redirect::{netns::Ident, rules::{NotLive, Ports}, sockets::Listeners};
+//! fn ports(listeners: Listeners, namespace: Ident) -> Result<Ports, NotLive> {
+//!     Ports::prove(listeners, namespace)
 //! }
 //! ```
 //!
 //! ```compile_fail,E0451
-//! fn forge(ports: redirect::rules::Ports) -> redirect::rules::Installed {
-//!     redirect::rules::Installed { ports }
+//! use redirect::{netns::Ident, rules::{NotLive, Ports}, sockets::Listeners};
+//! fn ports(listeners: Listeners, _: Ident) -> Result<Ports, NotLive> {
+//!     Ok(Ports { listeners })
+//! }
+//! ```
+//!
+//! ```
+//! use redirect::rules::{Error, Installed, Ports};
+//! fn install(ports: Ports) -> Result<Installed, Error> {
+//!     Installed::install(ports)
+//! }
+//! ```
+//!
+//! ```compile_fail,E0451
+//! use redirect::rules::{Error, Installed, Ports};
+//! fn install(ports: Ports) -> Result<Installed, Error> {
+//!     Ok(Installed { ports })
 //! }
 //! ```
 //!

@@ -1,5 +1,8 @@
 //! Policy routing in a pod's namespace (interop.md section 7.2): packets with the connection's mark are delivered
 //! locally whatever their destination, which is how the app's replies reach a socket that has its client's address.
+//!
+//! Both carry our own protocol number, so that a withdrawal cannot take another program's equal rule or route with it:
+//! one that is there already serves us as well, and is left to its owner.
 
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::errno::Errno;
@@ -7,23 +10,29 @@ use nix::libc;
 
 use super::exchange::{Error, Exchange};
 use super::expression::LOOPBACK_INDEX;
-use super::message::{ACK, Attributes, CREATE, DUMP, EXCLUSIVE, Message, REPLACE};
+use super::message::{ACK, Attributes, CREATE, DUMP, EXCLUSIVE, Message};
 use super::{CONNECTION_MARK, MARK_MASK};
 
 const ROUTE_TABLE: u8 = 100;
 const RULE_PREFERENCE: u32 = 32764;
 
+/// Who made a rule or a route; not one of those in `/etc/iproute2/rt_protos`.
+const PROTOCOL: u8 = 0x9a;
+
 const FRA_PRIORITY: u16 = 6;
 const FRA_FWMARK: u16 = 10;
 const FRA_FWMASK: u16 = 16;
+const FRA_PROTOCOL: u16 = 21;
 const FR_ACT_TO_TBL: u8 = 1;
 
 /// Adds rule and route of each family that the namespace of the calling thread has.
 pub fn install() -> Result<(), Error> {
     let mut exchange = Exchange::open(NETLINK_ROUTE)?;
     for family in families() {
-        tolerate(Errno::EEXIST, exchange.send(&[rule(family, libc::RTM_NEWRULE, CREATE | EXCLUSIVE)]))?;
-        exchange.send(&[route(family, libc::RTM_NEWROUTE, CREATE | REPLACE)])?;
+        let (rule, route) =
+            both(family, [libc::RTM_NEWRULE, libc::RTM_NEWROUTE], CREATE | EXCLUSIVE, PROTOCOL);
+        tolerate(Errno::EEXIST, exchange.send(&[rule]))?;
+        tolerate(Errno::EEXIST, exchange.send(&[route]))?;
     }
     Ok(())
 }
@@ -32,7 +41,8 @@ pub fn install() -> Result<(), Error> {
 pub fn remove() -> Result<(), Error> {
     let mut exchange = Exchange::open(NETLINK_ROUTE)?;
     for family in [libc::AF_INET, libc::AF_INET6] {
-        for message in [rule(family, libc::RTM_DELRULE, 0), route(family, libc::RTM_DELROUTE, 0)] {
+        let (rule, route) = both(family, [libc::RTM_DELRULE, libc::RTM_DELROUTE], 0, PROTOCOL);
+        for message in [rule, route] {
             match exchange.send(&[message]) {
                 Err(error) if error.errno().is_some_and(is_absent) => {}
                 outcome => outcome?,
@@ -66,23 +76,41 @@ fn families() -> impl Iterator<Item = i32> {
     [libc::AF_INET].into_iter().chain(v6.then_some(libc::AF_INET6))
 }
 
+fn both(family: i32, [rule_kind, route_kind]: [u16; 2], flags: u16, protocol: u8) -> (Message, Message) {
+    (rule(family, rule_kind, flags, protocol), route(family, route_kind, flags, protocol))
+}
+
+/// The rule and the routes that another program would make for the same purpose.
+#[cfg(test)]
+pub fn add_foreign() -> Result<(), Error> {
+    let mut exchange = Exchange::open(NETLINK_ROUTE)?;
+    for family in families() {
+        let kinds = [libc::RTM_NEWRULE, libc::RTM_NEWROUTE];
+        let (rule, route) = both(family, kinds, CREATE | EXCLUSIVE, libc::RTPROT_BOOT);
+        exchange.send(&[rule])?;
+        exchange.send(&[route])?;
+    }
+    Ok(())
+}
+
 /// struct fib_rule_hdr and its attributes.
-fn rule(family: i32, kind: u16, flags: u16) -> Message {
+fn rule(family: i32, kind: u16, flags: u16, protocol: u8) -> Message {
     let mut header = [0; 12];
     (header[0], header[4], header[7]) = (family as u8, ROUTE_TABLE, FR_ACT_TO_TBL);
     let attributes = Attributes::new()
         .native(FRA_PRIORITY, RULE_PREFERENCE)
         .native(FRA_FWMARK, CONNECTION_MARK)
-        .native(FRA_FWMASK, MARK_MASK);
+        .native(FRA_FWMASK, MARK_MASK)
+        .bytes(FRA_PROTOCOL, &[protocol]);
     let subject = format!("policy routing rule {RULE_PREFERENCE} ({})", family_name(family));
     Message::new(subject, kind, flags | ACK, &header).with(&attributes)
 }
 
 /// struct rtmsg and its attributes.
-fn route(family: i32, kind: u16, flags: u16) -> Message {
+fn route(family: i32, kind: u16, flags: u16, protocol: u8) -> Message {
     let mut header = [0; 12];
     (header[0], header[4]) = (family as u8, ROUTE_TABLE);
-    (header[5], header[6], header[7]) = (libc::RTPROT_BOOT, libc::RT_SCOPE_HOST, libc::RTN_LOCAL);
+    (header[5], header[6], header[7]) = (protocol, libc::RT_SCOPE_HOST, libc::RTN_LOCAL);
     let attributes = Attributes::new().native(libc::RTA_OIF, LOOPBACK_INDEX);
     let subject = format!("local route of table {ROUTE_TABLE} ({}; is lo up?)", family_name(family));
     Message::new(subject, kind, flags | ACK, &header).with(&attributes)

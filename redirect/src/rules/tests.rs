@@ -64,6 +64,21 @@ fn other_tables_are_left_alone() {
 }
 
 #[test]
+fn another_programs_equal_routing_is_left_alone() {
+    let netns = fresh_netns();
+    let ident = netns.ident();
+    netns
+        .run_blocking(move || {
+            super::routing::add_foreign().expect("foreign routing");
+            let before = dump().expect("dump");
+            let _installed = enrol(ident);
+            withdraw().expect("withdraw");
+            assert_eq!(dump().expect("dump"), before);
+        })
+        .expect("namespace");
+}
+
+#[test]
 fn sockets_have_their_options() {
     fresh_netns()
         .run_blocking(|| {

@@ -131,6 +131,29 @@ fn the_server_may_speak_first_and_each_direction_ends_by_itself() {
 }
 
 #[test]
+fn both_ends_log_one_trace() {
+    let lab = Lab::for_test(MESH, &[]);
+    let (client, server) = pair(&lab, "client", "server", 7700);
+    drop((client, server));
+    let trace = |node: &str, direction: &str| {
+        let log = lab.node(node).log();
+        let ours = |line: &&str| {
+            line.contains("connection complete")
+                && line.contains("dst.hbone_addr=")
+                && line.contains(":7700")
+                && line.contains(&format!("direction=\"{direction}\""))
+        };
+        let line = log.lines().find(ours)?;
+        Some(line.split_once("trace.id=")?.1.split(' ').next()?.to_owned())
+    };
+    let both = || (trace("node1", "outbound"), trace("node2", "inbound"));
+    assert!(wait_until(DEADLINE, || matches!(both(), (Some(_), Some(_)))), "{:?}", both());
+    let (here, there) = both();
+    assert_eq!(here, there);
+    assert_eq!(here.map(|id| id.len()), Some(32));
+}
+
+#[test]
 fn resets_are_carried_both_ways() {
     let lab = Lab::for_test(MESH, &[]);
     for (port, to) in [(7000, "server"), (7001, "outside")] {

@@ -66,6 +66,13 @@ pub struct Vip {
     pub prefix: IpNet,
 }
 
+impl Vip {
+    /// Whether it is one address.
+    pub fn is_exact(&self) -> bool {
+        self.prefix.prefix_len() == self.prefix.max_prefix_len()
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Scope {
     Region,

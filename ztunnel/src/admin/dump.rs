@@ -44,15 +44,15 @@ impl fmt::Debug for Dump {
     }
 }
 
-/// The dump's part `version`. `GIT_REVISION` may be set when the crate is compiled.
-pub fn version(istio_version: &str) -> Value {
+/// The dump's part `version`. `GIT_REVISION` and `ISTIO_VERSION` may be set when the crate is compiled.
+pub fn version() -> Value {
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "gitRevision": option_env!("GIT_REVISION").unwrap_or("unknown"),
         "rustVersion": env!("CARGO_PKG_RUST_VERSION"),
         "buildProfile": if cfg!(debug_assertions) { "debug" } else { "release" },
         "buildStatus": option_env!("BUILD_STATUS").unwrap_or("unknown"),
-        "istioVersion": istio_version,
+        "istioVersion": option_env!("ISTIO_VERSION").unwrap_or("unknown"),
         "cryptoProvider": "tls-aws-lc",
     })
 }

@@ -72,7 +72,6 @@ struct Load {
 /// What a CONNECT was answered with.
 pub struct Connected {
     pub stream: Stream,
-    pub headers: HeaderMap,
     pub hold: StreamHold,
 }
 
@@ -188,8 +187,7 @@ impl StreamHold {
         if response.status() != StatusCode::OK {
             return Err(Error::Status(response.status()));
         }
-        let (parts, receive) = response.into_parts();
-        Ok(Connected { stream: Stream::new(receive, send), headers: parts.headers, hold: self })
+        Ok(Connected { stream: Stream::new(response.into_body(), send), hold: self })
     }
 }
 

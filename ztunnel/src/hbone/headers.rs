@@ -3,10 +3,9 @@
 use std::net::SocketAddr;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
-use rand::RngExt;
 use ztunnel_model::Workload;
 
-use crate::telemetry::events::Baggage;
+use crate::telemetry::events::{Baggage, Trace};
 
 const BAGGAGE: HeaderName = HeaderName::from_static("baggage");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -16,12 +15,12 @@ pub fn request(
     workload: &Workload,
     source: SocketAddr,
     service_host: Option<&str>,
-    trace: &Trace,
+    trace: Trace,
 ) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(3);
     insert(&mut headers, BAGGAGE, baggage(workload));
     insert(&mut headers, http::header::FORWARDED, forwarded(source, service_host));
-    insert(&mut headers, TRACEPARENT, trace.0.clone());
+    insert(&mut headers, TRACEPARENT, trace.to_string());
     headers
 }
 
@@ -32,29 +31,9 @@ pub fn response(workload: &Workload) -> HeaderMap {
     headers
 }
 
-/// W3C trace context of one connection; only carried and logged.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Trace(String);
-
-impl Trace {
-    pub fn random() -> Self {
-        let mut random = rand::rng();
-        let (trace, span): (u128, u64) = (random.random(), random.random());
-        Self(format!("00-{trace:032x}-{span:016x}-00"))
-    }
-
-    /// The peer's, if it is well-formed; a new one otherwise.
-    pub fn of(headers: &HeaderMap) -> Self {
-        headers
-            .get(TRACEPARENT)
-            .and_then(|value| value.to_str().ok())
-            .filter(|text| well_formed(text))
-            .map_or_else(Self::random, |text| Self(text.to_owned()))
-    }
-
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
+/// The peer's trace, if it is well-formed.
+pub fn trace(headers: &HeaderMap) -> Option<Trace> {
+    headers.get(TRACEPARENT)?.to_str().ok()?.parse().ok()
 }
 
 /// The `host` parameter of `forwarded`: the service that the client meant.
@@ -112,13 +91,6 @@ fn forwarded(source: SocketAddr, service_host: Option<&str>) -> String {
     }
 }
 
-fn well_formed(text: &str) -> bool {
-    let lengths: Vec<usize> = text.split('-').map(str::len).collect();
-    text.len() == 55
-        && lengths == [2, 32, 16, 2]
-        && text.bytes().all(|byte| byte == b'-' || byte.is_ascii_hexdigit())
-}
-
 /// A text that cannot be a header value (a control character in a name) is left out: it is telemetry only.
 fn insert(headers: &mut HeaderMap, name: HeaderName, value: String) {
     if let Ok(value) = HeaderValue::try_from(value) {
@@ -162,13 +134,5 @@ mod tests {
         assert_eq!(baggage.namespace, None);
         assert_eq!(baggage.service_name.as_deref(), Some("s"));
         assert_eq!(baggage.region, None);
-    }
-
-    #[test]
-    fn a_trace_is_kept_only_when_well_formed() {
-        let trace = Trace::random();
-        assert!(well_formed(trace.as_str()));
-        assert_eq!(Trace::of(&map(TRACEPARENT, trace.as_str())), trace);
-        assert_ne!(Trace::of(&map(TRACEPARENT, "00-xyz")).as_str(), "00-xyz");
     }
 }

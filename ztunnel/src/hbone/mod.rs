@@ -17,6 +17,9 @@ pub mod stream;
 
 use std::time::Duration;
 
+/// What HTTP/2 reports of a tunnel or a stream.
+pub use h2::Error as Http2Error;
+
 /// Settings of both roles (interop.md section 2.2).
 #[derive(Clone, Debug)]
 pub struct Settings {

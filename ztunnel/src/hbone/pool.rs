@@ -139,13 +139,9 @@ impl<D: 'static> Pool<D> {
         self.entries.borrow_mut().clear();
     }
 
-    /// Tunnels held, for the configuration dump.
-    pub fn len(&self) -> usize {
+    #[cfg(test)]
+    fn len(&self) -> usize {
         self.entries.borrow().values().map(|entry| entry.tunnels.len()).sum()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 }
 

@@ -2,12 +2,15 @@
 
 use std::rc::Rc;
 use std::thread;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::LocalSet;
 
 /// Jobs are control work (pods that come and go, dumps), so a short queue is enough.
 const QUEUED_JOBS: usize = 1024;
+/// For a worker to come to a job between its connections.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 
 type Job<S> = Box<dyn FnOnce(&Rc<S>) + Send>;
 
@@ -23,6 +26,8 @@ pub enum Error {
     Start { index: usize, source: std::io::Error },
     #[error("worker {0} has ended")]
     Ended(usize),
+    #[error("worker {0} did not answer within {ANSWER_DEADLINE:?}")]
+    Silent(usize),
 }
 
 impl<S: 'static> Workers<S> {
@@ -61,7 +66,22 @@ impl<S: 'static> Workers<S> {
         self.queues[index].send(Box::new(job)).await.map_err(|_| Error::Ended(index))
     }
 
-    /// Asks every worker for a value.
+    /// Runs a job on one worker and brings its answer.
+    pub async fn call<T, F>(&self, index: usize, job: F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Rc<S>) -> T + Send + 'static,
+    {
+        let (answer, answered) = oneshot::channel();
+        self.run(index, move |state| drop(answer.send(job(state)))).await?;
+        match tokio::time::timeout(ANSWER_DEADLINE, answered).await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(_)) => Err(Error::Ended(index)),
+            Err(_) => Err(Error::Silent(index)),
+        }
+    }
+
+    /// Asks every worker for a value; those that give none are left out.
     pub async fn ask<T, F>(&self, question: F) -> Vec<T>
     where
         T: Send + 'static,
@@ -69,16 +89,7 @@ impl<S: 'static> Workers<S> {
     {
         let mut answers = Vec::new();
         for index in 0..self.count() {
-            let (answer, answered) = oneshot::channel();
-            let question = question.clone();
-            let job = move |state: &Rc<S>| {
-                let _ = answer.send(question(state));
-            };
-            if self.run(index, job).await.is_ok()
-                && let Ok(value) = answered.await
-            {
-                answers.push(value);
-            }
+            answers.extend(self.call(index, question.clone()).await);
         }
         answers
     }

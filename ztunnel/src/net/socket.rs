@@ -1,6 +1,7 @@
 //! Options of connected sockets.
 
 use std::io;
+use std::net::Shutdown;
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
@@ -35,6 +36,11 @@ pub fn prepare(stream: &TcpStream, options: &Options) -> io::Result<()> {
         socket.set_tcp_user_timeout(options.user_timeout)?;
     }
     Ok(())
+}
+
+/// Says that nothing more comes (FIN), while the other direction goes on.
+pub fn end_sending(stream: &TcpStream) -> io::Result<()> {
+    SockRef::from(stream).shutdown(Shutdown::Write)
 }
 
 /// Makes the close that follows a reset (RFC 9293 section 3.10.7: unsent data is discarded, the peer sees RST).

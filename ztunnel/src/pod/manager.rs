@@ -1,24 +1,25 @@
 //! Follows the agent: brings pods up on every worker, takes them down, and shares out the sockets that come.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rand::RngExt;
-use redirect::client::{Client, Event, Held, Listeners, Pod};
-use serde_json::{Value, json};
+use redirect::client::{Client, Event, Handle as Agent, Held, Listeners, Pod};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use ztunnel_model::Identity;
 
 use super::demand::Demands;
+use super::view::{Shown, View};
 use crate::identity::manager::Handle as Identities;
-use crate::io::Workers;
+use crate::io::worker::{self, Workers};
 use crate::net::listen::same_socket;
-use crate::proxy::{Direction, Live, PodFacts, PodProxy, Shared};
+use crate::proxy::{Live, PodFacts, PodProxy, Shared};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(5);
@@ -29,13 +30,6 @@ pub struct Local {
     pods: std::cell::RefCell<HashMap<String, Rc<PodProxy>>>,
 }
 
-/// Pods as the configuration dump shows them; shared with the control thread's other tasks.
-#[derive(Clone, Default)]
-pub struct View(Arc<Mutex<Shown>>);
-
-/// Each pod with its connections on every worker.
-type Shown = BTreeMap<String, (Arc<PodFacts>, Vec<Live>)>;
-
 pub struct Manager {
     workers: Arc<Workers<Local>>,
     shared: Arc<Shared>,
@@ -45,6 +39,8 @@ pub struct Manager {
     demands: Demands,
     view: View,
     pods: HashMap<String, Enrolled>,
+    /// Pods that could not be served; never one of `pods`.
+    pending: HashMap<String, Pending>,
     /// Called once, when the agent's first snapshot is served.
     ready: Option<Box<dyn FnOnce()>>,
 }
@@ -57,12 +53,21 @@ struct Enrolled {
     asked: VecDeque<(usize, u32)>,
 }
 
+struct Pending {
+    pod: Pod,
+    /// How long it waits this time.
+    pause: Duration,
+    due: Instant,
+}
+
 #[derive(Debug, thiserror::Error)]
 enum Error {
     #[error("pod {pod}: {source}")]
     Identity { pod: String, source: ztunnel_model::identity::Error },
     #[error("pod {pod}: its listeners cannot be used: {source}")]
     Listeners { pod: String, source: io::Error },
+    #[error("pod {pod}: {source}")]
+    Worker { pod: String, source: worker::Error },
 }
 
 impl Manager {
@@ -84,6 +89,7 @@ impl Manager {
             demands: Demands::default(),
             view: view.clone(),
             pods: HashMap::new(),
+            pending: HashMap::new(),
             ready: Some(Box::new(ready)),
         };
         (manager, view)
@@ -121,22 +127,17 @@ impl Manager {
         let mut named = HashSet::new();
         let demands = self.demands.clone();
         loop {
+            let next = self.pending.values().map(|pending| pending.due).min();
             tokio::select! {
                 event = client.next() => match event {
                     Ok(Event::PodAdded(pod)) => {
                         named.insert(pod.uid.clone());
-                        let uid = pod.uid.clone();
-                        match self.add(pod).await {
-                            Ok(()) => agent.ready(&uid),
-                            Err(error) => {
-                                tracing::error!(%error, "pod not served");
-                                agent.failed(&uid, &error.to_string());
-                            }
-                        }
+                        self.pending.remove(&pod.uid);
+                        self.enrol(pod, &agent, None).await;
                     }
                     Ok(Event::SnapshotSent) => {
-                        let gone: Vec<String> =
-                            self.pods.keys().filter(|uid| !named.contains(*uid)).cloned().collect();
+                        let known = self.pods.keys().chain(self.pending.keys());
+                        let gone: Vec<String> = known.filter(|uid| !named.contains(*uid)).cloned().collect();
                         for uid in gone {
                             self.remove(&uid).await;
                         }
@@ -156,53 +157,103 @@ impl Manager {
                         }
                     }
                 }
+                () = until(next) => self.try_again(&agent).await,
             }
         }
     }
 
-    async fn add(&mut self, pod: Pod) -> Result<(), Error> {
-        let Pod { uid, name, namespace, service_account, addresses, listeners } = pod;
-        if let Some(known) = self.pods.get_mut(&uid) {
+    /// Serves a pod, or keeps it to try again.
+    async fn enrol(&mut self, pod: Pod, agent: &Agent, failed: Option<Duration>) {
+        match self.add(&pod).await {
+            Ok(()) => agent.ready(&pod.uid),
+            Err(error) => {
+                let pause = failed.map_or(FIRST_PAUSE, |pause| (pause * 2).min(LAST_PAUSE));
+                tracing::error!(%error, retry_ms = pause.as_millis(), "pod not served");
+                agent.failed(&pod.uid, &error.to_string());
+                self.view.show(&pod.uid, shown(&pod, None));
+                let due = Instant::now() + pause.mul_f64(rand::rng().random_range(0.8..1.2));
+                self.pending.insert(pod.uid.clone(), Pending { pod, pause, due });
+            }
+        }
+        self.count();
+    }
+
+    async fn try_again(&mut self, agent: &Agent) {
+        let now = Instant::now();
+        let due = |(uid, pending): (&String, &Pending)| (pending.due <= now).then(|| uid.clone());
+        let due: Vec<String> = self.pending.iter().filter_map(due).collect();
+        for uid in due {
+            if let Some(Pending { pod, pause, .. }) = self.pending.remove(&uid) {
+                self.enrol(pod, agent, Some(pause)).await;
+            }
+        }
+    }
+
+    async fn add(&mut self, pod: &Pod) -> Result<(), Error> {
+        let uid = &pod.uid;
+        let listeners =
+            duplicate(&pod.listeners).map_err(|source| Error::Listeners { pod: uid.clone(), source })?;
+        if let Some(known) = self.pods.get_mut(uid) {
             if same_socket(&known.listeners.hbone, &listeners.hbone) {
                 return Ok(());
             }
-            return self.listen_again(&uid, listeners).await;
+            return self.listen_again(uid, listeners).await;
         }
-        let identity = Identity::new(&self.trust_domain, &namespace, &service_account)
+        let identity = Identity::new(&self.trust_domain, &pod.namespace, &pod.service_account)
             .map_err(|source| Error::Identity { pod: uid.clone(), source })?;
-        let facts =
-            Arc::new(PodFacts { uid: uid.clone(), name, namespace, service_account, addresses, identity });
-        let svid = self.identities.pod_svid(facts.identity.clone());
+        let facts = Arc::new(PodFacts {
+            uid: uid.clone(),
+            name: pod.name.clone(),
+            namespace: pod.namespace.clone(),
+            service_account: pod.service_account.clone(),
+            addresses: pod.addresses.clone(),
+            identity,
+        });
         let stop = CancellationToken::new();
-        let mut live = Vec::new();
         // Known before the workers start, because they ask for sockets at once.
-        let fail = |source| Error::Listeners { pod: uid.clone(), source };
-        let kept = duplicate(&listeners).map_err(fail)?;
-        self.pods
-            .insert(uid.clone(), Enrolled { listeners: kept, stop: stop.clone(), asked: VecDeque::new() });
-        for worker in 0..self.workers.count() {
-            let share = duplicate(&listeners).map_err(fail)?;
-            let shown = Live::default();
-            live.push(shown.clone());
-            let (facts, shared, svid, stop) =
-                (facts.clone(), self.shared.clone(), svid.clone(), stop.clone());
-            let (demands, asker) = (self.demands.clone(), uid.clone());
-            let start = move |local: &Rc<Local>| {
-                let ask = Box::new(move |count| demands.add(&asker, worker, count));
-                match PodProxy::start(facts.clone(), shared, svid, share, ask, shown, stop) {
-                    Ok(pod) => drop(local.pods.borrow_mut().insert(facts.uid.clone(), pod)),
-                    Err(error) => tracing::error!(pod = %facts.uid, %error, "pod not served by this worker"),
-                }
-            };
-            if let Err(error) = self.workers.run(worker, start).await {
-                tracing::error!(%error, pod = %uid, "pod not served by this worker");
+        self.pods.insert(uid.clone(), Enrolled { listeners, stop: stop.clone(), asked: VecDeque::new() });
+        match self.start(pod, &facts, &stop).await {
+            Ok(live) => {
+                tracing::info!(pod = %uid, namespace = %facts.namespace, name = %facts.name, identity = %facts.identity, "pod added");
+                self.shared.metrics.pods_started.inc();
+                self.view.show(uid, shown(pod, Some(live)));
+                Ok(())
+            }
+            Err(error) => {
+                // A share of it would lose the connections that the kernel gives to the workers without one.
+                self.stop(uid).await;
+                Err(error)
             }
         }
-        tracing::info!(pod = %uid, namespace = %facts.namespace, name = %facts.name, identity = %facts.identity, "pod added");
-        self.shared.metrics.pods_active.inc();
-        self.shared.metrics.pods_started.inc();
-        self.view.pods().insert(uid, (facts, live));
-        Ok(())
+    }
+
+    /// Starts the pod on every worker.
+    async fn start(
+        &self,
+        pod: &Pod,
+        facts: &Arc<PodFacts>,
+        stop: &CancellationToken,
+    ) -> Result<Vec<Live>, Error> {
+        let listeners = |source| Error::Listeners { pod: pod.uid.clone(), source };
+        let svid = self.identities.pod_svid(facts.identity.clone());
+        let mut all = Vec::new();
+        for worker in 0..self.workers.count() {
+            let share = duplicate(&pod.listeners).map_err(listeners)?;
+            let live = Live::default();
+            all.push(live.clone());
+            let (facts, shared, svid, stop) =
+                (facts.clone(), self.shared.clone(), svid.clone(), stop.clone());
+            let (demands, asker) = (self.demands.clone(), pod.uid.clone());
+            let start = move |local: &Rc<Local>| {
+                let ask = Box::new(move |count| demands.add(&asker, worker, count));
+                let pod = PodProxy::start(facts.clone(), shared, svid, share, ask, live, stop)?;
+                local.pods.borrow_mut().insert(facts.uid.clone(), pod);
+                Ok(())
+            };
+            let started = self.workers.call(worker, start).await;
+            started.map_err(|source| Error::Worker { pod: pod.uid.clone(), source })?.map_err(listeners)?;
+        }
+        Ok(all)
     }
 
     /// A new agent opened new listeners for a pod that is served already.
@@ -213,13 +264,10 @@ impl Manager {
             let pod = uid.to_owned();
             let listen = move |local: &Rc<Local>| {
                 let found = local.pods.borrow().get(&pod).cloned();
-                if let Some(Err(error)) = found.map(|found| found.listen(share)) {
-                    tracing::error!(%pod, %error, "new listeners cannot be used");
-                }
+                found.map_or(Ok(()), |found| found.listen(share))
             };
-            if let Err(error) = self.workers.run(worker, listen).await {
-                tracing::error!(%error, pod = uid, "new listeners not passed on");
-            }
+            let listening = self.workers.call(worker, listen).await;
+            listening.map_err(|source| Error::Worker { pod: uid.to_owned(), source })?.map_err(fail)?;
         }
         if let Some(known) = self.pods.get_mut(uid) {
             known.listeners = listeners;
@@ -228,7 +276,21 @@ impl Manager {
     }
 
     async fn remove(&mut self, uid: &str) {
-        let Some(pod) = self.pods.remove(uid) else { return };
+        let waited = self.pending.remove(uid).is_some();
+        let served = self.stop(uid).await;
+        if served {
+            self.shared.metrics.pods_stopped.inc();
+        }
+        if served || waited {
+            self.view.forget(uid);
+            tracing::info!(pod = uid, "pod removed");
+        }
+        self.count();
+    }
+
+    /// Ends a pod on every worker; `false` if it was not there.
+    async fn stop(&mut self, uid: &str) -> bool {
+        let Some(pod) = self.pods.remove(uid) else { return false };
         pod.stop.cancel();
         for worker in 0..self.workers.count() {
             let uid = uid.to_owned();
@@ -237,10 +299,12 @@ impl Manager {
                 tracing::error!(%error, "pod not removed from a worker");
             }
         }
-        self.view.pods().remove(uid);
-        self.shared.metrics.pods_active.dec();
-        self.shared.metrics.pods_stopped.inc();
-        tracing::info!(pod = uid, "pod removed");
+        true
+    }
+
+    fn count(&self) {
+        self.shared.metrics.pods_active.set(self.pods.len() as i64);
+        self.shared.metrics.pods_pending.set(self.pending.len() as i64);
     }
 
     /// In the order of asking; whatever nobody asked for goes to the first worker.
@@ -275,31 +339,21 @@ impl Manager {
     }
 }
 
-impl View {
-    /// `workloadState` of the configuration dump (interop.md section 11.5).
-    pub fn dump(&self) -> Value {
-        let pods = self.pods();
-        let states = pods.iter().map(|(uid, (facts, live))| {
-            let all: Vec<_> = live.iter().flat_map(Live::list).collect();
-            let of = |direction: Direction| -> Vec<_> {
-                all.iter().filter(|connection| connection.direction == direction).collect()
-            };
-            let state = json!({
-                "state": "Up",
-                "connections": { "inbound": of(Direction::Inbound), "outbound": of(Direction::Outbound) },
-                "info": {
-                    "name": facts.name,
-                    "namespace": facts.namespace,
-                    "serviceAccount": facts.service_account,
-                },
-            });
-            (uid.clone(), state)
-        });
-        Value::Object(states.collect())
+/// How a pod appears in dumps.
+fn shown(pod: &Pod, live: Option<Vec<Live>>) -> Shown {
+    Shown {
+        name: pod.name.clone(),
+        namespace: pod.namespace.clone(),
+        service_account: pod.service_account.clone(),
+        live,
     }
+}
 
-    fn pods(&self) -> std::sync::MutexGuard<'_, Shown> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+/// For ever if there is no such time.
+async fn until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -3,12 +3,14 @@
 //!
 //! ```text
 //! PodAdded ─▶ certificate asked for ─▶ every worker accepts ─▶ serving ─▶ PodRemoved ─▶ everything closed at once
-//!                                                        └─ agent away: goes on, hands its listeners to the next agent
+//!     └◀─ back-off ── pending ◀── a worker could not ┘      └─ agent away: goes on, hands its listeners to the next agent
 //! ```
 //!
 //! Runs on the control thread. Must not know how pods are found or captured: the agent does that.
 
 pub mod demand;
 pub mod manager;
+mod view;
 
-pub use manager::{Manager, View};
+pub use manager::Manager;
+pub use view::View;

@@ -8,18 +8,18 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
 use tokio::sync::Notify;
+use ztunnel_model::Workload;
 use ztunnel_model::policy::{Connection, Decision, decide, dry_run};
-use ztunnel_model::{Identity, Workload};
 
 use super::authorized::AuthorizedConnection;
 use crate::state::{Reader, Snapshot};
 use crate::telemetry::events;
+use crate::tls::verify::Peer;
 
 /// What a decision is made from.
 #[derive(Clone, Debug)]
 pub struct Facts {
-    /// Verified identity of the peer; `None` for plaintext.
-    pub identity: Option<Identity>,
+    pub peer: Peer,
     pub source: SocketAddr,
     /// The application's address and real port.
     pub destination: SocketAddr,
@@ -126,8 +126,7 @@ impl Enforcer {
         if level_off {
             return;
         }
-        let Facts { identity, source: src, destination: dst } = facts;
-        let (src, dst, identity) = (*src, *dst, identity.as_ref());
+        let (src, dst, identity) = (facts.source, facts.destination, facts.peer.identity());
         for outcome in dry_run(snapshot.policies_for(workload), &facts.connection()) {
             events::DryRun { src, dst, identity, outcome: &outcome }.emit(self.at_info);
         }
@@ -149,7 +148,7 @@ impl Drop for Registered {
 
 impl Facts {
     fn connection(&self) -> Connection<'_> {
-        Connection { identity: self.identity.as_ref(), source: self.source, destination: self.destination }
+        Connection { identity: self.peer.identity(), source: self.source, destination: self.destination }
     }
 }
 
@@ -166,6 +165,7 @@ mod tests {
     use super::*;
     use crate::state;
     use crate::state::apply::build;
+    use crate::tls::verify::Unproven;
     use ztunnel_model::codec::static_config::parse;
 
     fn mesh(policies: &str, named: &str) -> Snapshot {
@@ -190,7 +190,7 @@ policies: {policies}
 
     fn authorize(enforcer: &Rc<Enforcer>) -> Result<AuthorizedConnection, Denied> {
         let facts = Facts {
-            identity: None,
+            peer: Peer::Plaintext(Unproven::OutsideTunnel),
             source: "10.0.0.1:1000".parse().expect("an address"),
             destination: "10.0.0.2:80".parse().expect("an address"),
         };

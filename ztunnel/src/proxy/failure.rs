@@ -64,7 +64,7 @@ pub enum Inbound {
     #[error(transparent)]
     Dial(#[from] dial::Error),
     #[error("cannot answer the CONNECT: {0}")]
-    Answer(#[from] h2::Error),
+    Answer(#[from] hbone::Http2Error),
     #[error("the peer gave the stream up")]
     Abandoned,
     #[error(transparent)]

@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use tokio::net::TcpStream;
-use ztunnel_model::{Authority, Identity, LocalAddr, PeerAddr, Workload};
+use ztunnel_model::{Authority, LocalAddr, PeerAddr, Workload};
 
 use super::failure::{self, Inbound as Failure};
 use super::live::Direction;
@@ -19,13 +19,14 @@ use crate::relay::{Side, relay, tcp};
 use crate::route::inbound::{Target, service_of, tunnelled};
 use crate::telemetry::events::{self, Endpoint, Facts, HandshakeFailed, Rejection, Reporter};
 use crate::tls;
+use crate::tls::verify::{Peer, VerifiedPeer};
 
 /// What all streams of a tunnel share.
 struct Tunnel {
     pod: Rc<PodProxy>,
-    peer: PeerAddr,
+    addr: PeerAddr,
     local: LocalAddr,
-    identity: Identity,
+    peer: VerifiedPeer,
 }
 
 /// A stream that reached the application.
@@ -48,7 +49,7 @@ pub(super) async fn serve(pod: Rc<PodProxy>, accepted: Accepted) {
         Ok(established) => established,
         Err(error) => return failed(failure::tls_rejection(&error), error.to_string()),
     };
-    let tunnel = Rc::new(Tunnel { pod: pod.clone(), peer, local, identity: verified.identity().clone() });
+    let tunnel = Rc::new(Tunnel { pod: pod.clone(), addr: peer, local, peer: verified });
     let (drain, stop) = (pod.shared.drain.graceful().clone(), pod.stop.clone());
     let force = pod.shared.drain.force().clone();
     let handle = |incoming: Incoming| {
@@ -75,7 +76,7 @@ async fn serve_stream(tunnel: Rc<Tunnel>, mut incoming: Incoming) {
         Ok(found) => found,
         Err(failure) => {
             let (rejection, status) = (Rejection::Request, failure.status());
-            let (src, dst, error) = (tunnel.peer.addr(), tunnel.local.addr(), failure.to_string());
+            let (src, dst, error) = (tunnel.addr.addr(), tunnel.local.addr(), failure.to_string());
             HandshakeFailed { src, dst, rejection, error }.emit(&pod.shared.metrics);
             return incoming.refuse(status);
         }
@@ -100,7 +101,7 @@ async fn serve_stream(tunnel: Rc<Tunnel>, mut incoming: Incoming) {
     };
     let _listed = pod.live.add(LiveConnection {
         direction: Direction::Inbound,
-        src: tunnel.peer.addr(),
+        src: tunnel.addr.addr(),
         original_dst,
         actual_dst: target.addr(),
         protocol: "HBONE",
@@ -143,8 +144,8 @@ async fn establish(
 ) -> Result<(AuthorizedConnection, TcpStream), Failure> {
     let pod = &tunnel.pod;
     let facts = policy::Facts {
-        identity: Some(tunnel.identity.clone()),
-        source: tunnel.peer.addr(),
+        peer: Peer::Verified(tunnel.peer.clone()),
+        source: tunnel.addr.addr(),
         destination: target.addr(),
     };
     let authorized = pod.enforcer.authorize(facts, own.clone())?;
@@ -172,7 +173,7 @@ fn facts(
 ) -> Facts {
     let snapshot = tunnel.pod.shared.reader.snapshot();
     let host = headers::forwarded_host(incoming.headers());
-    let source = match snapshot.workload_by_address(&own.network, tunnel.peer.ip()) {
+    let source = match snapshot.workload_by_address(&own.network, tunnel.addr.ip()) {
         Some(workload) => Endpoint::Workload(workload.clone()),
         None if tunnel.pod.shared.response_baggage => {
             Endpoint::Baggage(Box::new(headers::parse_baggage(incoming.headers())))
@@ -181,14 +182,15 @@ fn facts(
     };
     Facts {
         reporter: Reporter::Destination,
-        src: tunnel.peer.addr(),
+        src: tunnel.addr.addr(),
         dst: tunnel.local.addr(),
         hbone_addr: Some(authority),
         source,
         destination: Endpoint::Workload(own.clone()),
         destination_service: service_of(&snapshot, own, target, host),
-        source_principal: Some(tunnel.identity.clone()),
+        source_principal: Some(tunnel.peer.identity().clone()),
         destination_principal: Some(tunnel.pod.facts.identity.clone()),
         mutual_tls: true,
+        trace: headers::trace(incoming.headers()),
     }
 }

@@ -12,7 +12,7 @@ use super::failure::{DialFailure, Outbound as Failure};
 use super::live::Direction;
 use super::{CERTIFICATE_DEADLINE, LiveConnection, PodProxy, STOCK_DEADLINE};
 use crate::hbone::client::Connected;
-use crate::hbone::headers::{self, Trace};
+use crate::hbone::headers;
 use crate::hbone::{DIAL_DEADLINE, HANDSHAKE_DEADLINE, pool};
 use crate::net::dial::dial;
 use crate::net::listen::Accepted;
@@ -20,7 +20,7 @@ use crate::net::socket::reset_on_close;
 use crate::relay::{Side, relay, tcp};
 use crate::route::outbound::{Route, addressed_service, route};
 use crate::state::Snapshot;
-use crate::telemetry::events::{self, EarlyDeny, Endpoint, Facts, Reporter};
+use crate::telemetry::events::{self, EarlyDeny, Endpoint, Facts, Reporter, Trace};
 use crate::tls;
 
 /// Endpoints of a service that one connection tries at most.
@@ -47,15 +47,18 @@ pub(super) async fn serve(pod: Rc<PodProxy>, accepted: Accepted) {
         return deny("the workload of this pod is not known".to_owned());
     };
     let snapshot = pod.shared.reader.snapshot();
-    let started = Instant::now();
-    let (route, connected) = match connect(&pod, &snapshot, &own, &accepted).await {
+    let (started, trace) = (Instant::now(), Trace::random());
+    let (route, connected) = match connect(&pod, &snapshot, &own, &accepted, trace).await {
         Ok((route, far)) => (route, Ok(far)),
         Err((Some(route), failure)) => (route, Err(failure)),
         Err((None, failure)) => (Route::Passthrough { addr: accepted.orig_dst.addr() }, Err(failure)),
     };
     drop(snapshot);
-    let event =
-        events::Connection::open_since(&pod.shared.metrics, facts(&pod, &own, &accepted, &route), started);
+    let event = events::Connection::open_since(
+        &pod.shared.metrics,
+        facts(&pod, &own, &accepted, trace, &route),
+        started,
+    );
     let far = match connected {
         Ok(far) => far,
         Err(failure) => {
@@ -83,6 +86,7 @@ async fn connect(
     snapshot: &Snapshot,
     own: &Arc<Workload>,
     accepted: &Accepted,
+    trace: Trace,
 ) -> Result<(Route, Far), (Option<Route>, Failure)> {
     let mut tried: Vec<WorkloadUid> = Vec::new();
     let mut last: Option<(Route, Failure)> = None;
@@ -93,7 +97,7 @@ async fn connect(
             // Every endpoint was tried: the last failure says more than "none left".
             (Err(_), Some((route, failure))) => return Err((Some(route), failure)),
         };
-        let failure = match attempt(pod, own, accepted, &route).await {
+        let failure = match attempt(pod, own, accepted, trace, &route).await {
             Ok(far) => return Ok((route, far)),
             Err(failure) => failure,
         };
@@ -120,13 +124,14 @@ async fn attempt(
     pod: &Rc<PodProxy>,
     own: &Arc<Workload>,
     accepted: &Accepted,
+    trace: Trace,
     route: &Route,
 ) -> Result<Far, Failure> {
     match route {
         Route::Hbone { hop, authority, .. } => {
             let key = pool::Key { hop: hop.clone(), source: accepted.peer.ip() };
             let service = addressed_service(route).map(|key| key.hostname.as_str());
-            let headers = headers::request(own, accepted.peer.addr(), service, &Trace::random());
+            let headers = headers::request(own, accepted.peer.addr(), service, trace);
             let authority = authority.to_string();
             let place = || pod.pool.stream(&key, || dial_tunnel(pod.clone(), key.clone()));
             match place().await?.connect(&authority, headers.clone()).await {
@@ -158,7 +163,7 @@ fn source(application: IpAddr, hop: IpAddr) -> Option<IpAddr> {
     (application.is_ipv4() == hop.is_ipv4() && !application.is_loopback()).then_some(application)
 }
 
-fn facts(pod: &PodProxy, own: &Arc<Workload>, accepted: &Accepted, route: &Route) -> Facts {
+fn facts(pod: &PodProxy, own: &Arc<Workload>, accepted: &Accepted, trace: Trace, route: &Route) -> Facts {
     let (dst, hbone_addr, upstream) = match route {
         Route::Hbone { hop, authority, upstream } => (hop.addr, Some(authority.to_string()), Some(upstream)),
         Route::Tcp { addr, upstream } => (*addr, None, Some(upstream)),
@@ -180,6 +185,7 @@ fn facts(pod: &PodProxy, own: &Arc<Workload>, accepted: &Accepted, route: &Route
             .filter(|_| mutual_tls)
             .map(|upstream| upstream.workload.identity.clone()),
         mutual_tls,
+        trace: Some(trace),
     }
 }
 

@@ -16,6 +16,7 @@ use crate::policy::{self, AuthorizedConnection};
 use crate::relay::{Side, relay, tcp};
 use crate::route::inbound::{Target, plaintext, service_of};
 use crate::telemetry::events::{self, EarlyDeny, Endpoint, Facts, Reporter};
+use crate::tls::verify::{Peer, Unproven};
 
 pub(super) async fn serve(pod: Rc<PodProxy>, accepted: Accepted) {
     let deny = |failure: Failure| {
@@ -65,7 +66,11 @@ async fn establish(
     accepted: &Accepted,
     target: Target,
 ) -> Result<(AuthorizedConnection, TcpStream), Failure> {
-    let facts = policy::Facts { identity: None, source: accepted.peer.addr(), destination: target.addr() };
+    let facts = policy::Facts {
+        peer: Peer::Plaintext(Unproven::OutsideTunnel),
+        source: accepted.peer.addr(),
+        destination: target.addr(),
+    };
     let authorized = pod.enforcer.authorize(facts, own.clone())?;
     let socket = pod.stock.take(STOCK_DEADLINE).await?;
     let app = authorized
@@ -90,5 +95,6 @@ fn facts(pod: &PodProxy, own: &Arc<Workload>, accepted: &Accepted, target: Targe
         source_principal: None,
         destination_principal: None,
         mutual_tls: false,
+        trace: None,
     }
 }

@@ -3,13 +3,12 @@
 use std::io;
 
 use bytes::{Buf, Bytes};
-use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use super::{Broken, Receive, Side, Transmit};
 use crate::io::buffer;
-use crate::net::socket::reset_on_close;
+use crate::net::socket::{end_sending, reset_on_close};
 
 /// The two directions of a TCP connection.
 pub fn halves(stream: &TcpStream, side: Side) -> (TcpReceive<'_>, TcpTransmit<'_>) {
@@ -58,7 +57,7 @@ impl Transmit for TcpTransmit<'_> {
     }
 
     async fn finish(&mut self) -> Result<(), Broken> {
-        match SockRef::from(self.stream).shutdown(std::net::Shutdown::Write) {
+        match end_sending(self.stream) {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
             Err(error) => Err(broken(error, self.side)),

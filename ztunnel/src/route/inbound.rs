@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use ztunnel_model::workload::ApplicationProtocol;
 use ztunnel_model::{Authority, LocalAddr, OrigDst, Service, Workload};
 
 use super::outbound::OWN_PORTS;
@@ -26,29 +27,37 @@ pub enum Refused {
     UnknownHost(String),
     #[error("attempted recursive call to ourselves")]
     Recursive,
+    #[error(
+        "this workload wants the PROXY protocol in front of every stream, which this proxy does not speak"
+    )]
+    ProxyProtocol,
 }
 
-/// The target of a CONNECT that arrived on `local`.
+/// The target of a CONNECT that arrived on `local`. An application that tunnels itself may be asked for any address, and
+/// may say on which port (interop.md section 2.10).
 pub fn tunnelled(
     snapshot: &Snapshot,
     workload: &Workload,
     local: LocalAddr,
     authority: &Authority,
 ) -> Result<Target, Refused> {
-    match authority {
+    let tunnel = workload.application_tunnel.as_ref();
+    if tunnel.is_some_and(|tunnel| tunnel.protocol == ApplicationProtocol::Proxy) {
+        return Err(Refused::ProxyProtocol);
+    }
+    let port = match authority {
         Authority::Address(addr) => {
             let asked = ztunnel_model::canonical(*addr);
-            if asked.ip() != local.ip() {
+            if asked.ip() != local.ip() && tunnel.is_none() {
                 return Err(Refused::Mismatch { asked: asked.ip(), pod: local.ip() });
             }
-            target(asked)
+            asked.port()
         }
-        Authority::Host { name, port } => {
-            let port = host_port(snapshot, workload, name, *port)
-                .ok_or_else(|| Refused::UnknownHost(format!("{name}:{port}")))?;
-            target(SocketAddr::new(local.ip(), port))
-        }
-    }
+        Authority::Host { name, port } => host_port(snapshot, workload, name, *port)
+            .ok_or_else(|| Refused::UnknownHost(format!("{name}:{port}")))?,
+    };
+    let port = tunnel.and_then(|tunnel| tunnel.port).unwrap_or(port);
+    target(SocketAddr::new(local.ip(), port))
 }
 
 /// The target of a plaintext connection that was redirected.
@@ -100,6 +109,8 @@ mod tests {
         let text = "
 workloads:
 - {uid: w, name: w, namespace: shop, workloadIps: [10.0.0.2], services: {shop/cart.svc: {80: 8080}, shop/other.svc: {}}}
+- {uid: tunnels, namespace: shop, workloadIps: [10.0.0.2], services: {}, applicationTunnel: {protocol: NONE, port: 8081}}
+- {uid: proxies, namespace: shop, workloadIps: [10.0.0.2], services: {}, applicationTunnel: {protocol: PROXY}}
 services:
 - {name: cart, namespace: shop, hostname: cart.svc, vips: [], ports: {80: 1, 81: 8081}}
 - {name: other, namespace: shop, hostname: other.svc, vips: [], ports: {80: 9090}}
@@ -108,8 +119,12 @@ services:
     }
 
     fn ask(authority: Authority) -> Result<SocketAddr, Refused> {
+        ask_of("w", authority)
+    }
+
+    fn ask_of(uid: &str, authority: Authority) -> Result<SocketAddr, Refused> {
         let snapshot = mesh();
-        let workload = snapshot.workload(&"w".into()).expect("the workload").clone();
+        let workload = snapshot.workload(&uid.into()).expect("the workload").clone();
         let local = LocalAddr::new("10.0.0.2:15008".parse().expect("an address"));
         tunnelled(&snapshot, &workload, local, &authority).map(Target::addr)
     }
@@ -120,6 +135,17 @@ services:
         assert_eq!(ask(at("10.0.0.2:8080")).map(|addr| addr.port()), Ok(8080));
         assert!(matches!(ask(at("10.0.0.3:8080")), Err(Refused::Mismatch { .. })));
         assert_eq!(ask(at("10.0.0.2:15006")), Err(Refused::Recursive));
+    }
+
+    #[test]
+    fn an_application_tunnel_takes_any_address_on_its_own_port() {
+        let asked = || Authority::Address("10.9.0.1:80".parse().expect("an address"));
+        assert_eq!(ask_of("tunnels", asked()).map(|addr| addr.to_string()).as_deref(), Ok("10.0.0.2:8081"));
+        assert_eq!(
+            ask_of("proxies", asked()),
+            Err(Refused::ProxyProtocol),
+            "never without the header it needs"
+        );
     }
 
     #[test]

@@ -49,7 +49,7 @@ fn insert_workload(snapshot: &mut Snapshot, workload: Arc<Workload>) {
 
 fn insert_service(snapshot: &mut Snapshot, service: Arc<Service>) {
     for vip in &service.vips {
-        if vip.prefix.prefix_len() == vip.prefix.max_prefix_len() {
+        if vip.is_exact() {
             let address = NetworkAddress::new(vip.network.clone(), vip.prefix.addr());
             snapshot.exact_vips.entry(address).or_default().push(service.clone());
         } else {

@@ -1,4 +1,4 @@
-//! Who the other end is. A [`VerifiedPeer`] is made here and nowhere else, out of a finished handshake.
+//! Who the other end is, a [`Peer`]. A [`VerifiedPeer`] is made here and nowhere else, out of a finished handshake.
 //!
 //! Both verifiers first let webpki check the chain (signatures, roots, expiry, key usage), then read the identity. A
 //! leaf must hold exactly one SPIFFE URI SAN: with two, the rule that admits the peer and the policy that judges it
@@ -43,6 +43,30 @@ impl VerifiedPeer {
     pub(super) fn of(session: &rustls::CommonState) -> Result<Self, Refused> {
         let leaf = session.peer_certificates().and_then(<[_]>::first).ok_or(Refused::NoCertificate)?;
         Ok(Self { identity: spiffe_identity(leaf)? })
+    }
+}
+
+/// Who is at the other end of a connection. Policy takes nothing else for it, so that an identity is always a proven one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Peer {
+    Verified(VerifiedPeer),
+    Plaintext(Unproven),
+}
+
+/// Why nobody is known to be at the other end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unproven {
+    /// It came outside of any tunnel and was captured on the plaintext port.
+    OutsideTunnel,
+}
+
+impl Peer {
+    /// The identity that was proved; nobody's for plaintext.
+    pub fn identity(&self) -> Option<&Identity> {
+        match self {
+            Self::Verified(peer) => Some(peer.identity()),
+            Self::Plaintext(Unproven::OutsideTunnel) => None,
+        }
     }
 }
 

@@ -83,11 +83,10 @@ fn vip(message: proto::NetworkAddress) -> Result<Vip, Error> {
 }
 
 fn vip_proto(vip: &Vip) -> proto::NetworkAddress {
-    let full = vip.prefix.prefix_len() == vip.prefix.max_prefix_len();
     proto::NetworkAddress {
         network: vip.network.to_string(),
         address: fields::ip_bytes(vip.prefix.addr()),
-        length: (!full).then(|| vip.prefix.prefix_len().into()),
+        length: (!vip.is_exact()).then(|| vip.prefix.prefix_len().into()),
     }
 }
 

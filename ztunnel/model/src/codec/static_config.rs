@@ -6,18 +6,20 @@
 mod document;
 mod policy;
 mod service;
+mod vips;
 mod workload;
 
 use std::collections::HashMap;
 use std::fmt::Display;
 use std::hash::Hash;
 
+use self::vips::Vips;
 use super::located::{self, Document, Mistake, Place};
 use crate::policy::Policy;
 use crate::service::Service;
 use crate::workload::Workload;
 
-pub use document::{PolicyView, ServiceView, WorkloadView, to_json};
+pub use document::{EndpointView, PolicyView, ServiceView, WorkloadView, to_json};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StaticConfig {
@@ -49,17 +51,17 @@ pub fn read(document: &Document, mistakes: &mut Vec<Mistake>) -> StaticConfig {
             config.workloads.push(workload);
         }
     }
-    let (mut keys, mut vips) = (HashMap::new(), HashMap::new());
+    let (mut keys, mut vips) = (HashMap::new(), Vips::new(&config.workloads));
     for place in document.items("services", mistakes) {
         if let Some(service) = service::read(&place, mistakes) {
             unique(&mut keys, service.key.clone(), "service", &place.key("hostname"), mistakes);
             for (index, vip) in service.vips.iter().enumerate() {
-                let key = VipKey(service.key.namespace.clone(), format!("{}/{}", vip.network, vip.prefix));
-                unique(&mut vips, key, "virtual address", &place.key("vips").index(index), mistakes);
+                vips.add(&service, vip, &place.key("vips").index(index));
             }
             config.services.push(service);
         }
     }
+    vips.check(mistakes);
     let mut seen = HashMap::new();
     for place in document.items("policies", mistakes) {
         if let Some(policy) = policy::read(&place, mistakes) {
@@ -68,16 +70,6 @@ pub fn read(document: &Document, mistakes: &mut Vec<Mistake>) -> StaticConfig {
         }
     }
     config
-}
-
-/// Two services of one namespace must not share a virtual address: which one answers would be left to chance.
-#[derive(PartialEq, Eq, Hash)]
-struct VipKey(String, String);
-
-impl Display for VipKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.1)
-    }
 }
 
 fn unique<K: Hash + Eq + Display>(

@@ -44,14 +44,16 @@ proptest! {
     }
 }
 
-/// Two resources of one key, or of one virtual address, are refused; that is not what is tried here.
+/// Two resources of one key or of one address are refused; that is not what is tried here.
 fn without_conflicts(mut config: StaticConfig) -> StaticConfig {
+    let taken: Vec<_> = config.workloads.iter().flat_map(|workload| workload.addresses.clone()).collect();
     for (index, workload) in config.workloads.iter_mut().enumerate() {
         workload.uid = format!("{}{index}", workload.uid).as_str().into();
     }
     for (index, service) in config.services.iter_mut().enumerate() {
         service.key.namespace.push_str(&index.to_string());
         let mut seen = Vec::new();
+        service.vips.retain(|vip| !(vip.is_exact() && taken.contains(&vip.prefix.addr())));
         service.vips.retain(|vip| {
             !seen.contains(vip) && {
                 seen.push(vip.clone());

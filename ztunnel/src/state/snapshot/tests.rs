@@ -29,7 +29,7 @@ fn virtual_addresses_prefer_exact_then_own_namespace_then_length() {
     let text = format!(
         "services:\n{}{}{}{}",
         service("a", "exact", "vips: [/10.1.0.1]"),
-        service("b", "wide", "vips: [/10.1.0.0/16]"),
+        service("d", "wide", "vips: [/10.1.0.0/16]"),
         service("b", "narrow", "vips: [/10.1.2.0/24]"),
         service("c", "hidden", "vips: [/10.1.0.2], visibility: Namespace"),
     );

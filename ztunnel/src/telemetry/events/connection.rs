@@ -72,6 +72,7 @@ macro_rules! access {
             dst.cluster = facts.destination.cluster(),
             direction = facts.reporter.direction(),
             $($($more)*)?
+            trace.id = facts.trace.map(|trace| tracing::field::display(trace.id())),
             $message
         )
     }};

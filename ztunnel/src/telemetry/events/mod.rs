@@ -4,6 +4,7 @@
 //! access log line when it ends, however it ends.
 
 mod connection;
+mod trace;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -15,6 +16,7 @@ use ztunnel_model::{Identity, Service, Workload};
 use super::Metrics;
 
 pub use connection::{Bytes, Connection};
+pub use trace::Trace;
 
 /// Which end of a connection tells about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -147,6 +149,8 @@ pub struct Facts {
     /// When `None`, metrics name the identity of the destination's record.
     pub destination_principal: Option<Identity>,
     pub mutual_tls: bool,
+    /// `None` for plaintext that arrives: nobody gave it one.
+    pub trace: Option<Trace>,
 }
 
 /// Why a connection did not end well.

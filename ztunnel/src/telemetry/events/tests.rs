@@ -82,6 +82,7 @@ pub(in super::super) fn facts() -> Facts {
         source_principal: Some(identity("web")),
         destination_principal: Some(identity("cart")),
         mutual_tls: true,
+        trace: "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00".parse().ok(),
     }
 }
 
@@ -110,16 +111,17 @@ const FULL: &str = "src.addr=10.0.0.1:40000 src.workload=\"web-0\" src.namespace
                     src.identity=\"spiffe://td/ns/shop/sa/web\" src.cluster=\"c1\" dst.addr=[fd00::2]:15008 \
                     dst.hbone_addr=[fd00::2]:8080 dst.service=\"cart.shop.svc\" dst.workload=\"cart-0\" \
                     dst.namespace=\"shop\" dst.identity=\"spiffe://td/ns/shop/sa/cart\" dst.cluster=\"c1\"";
+const TRACE: &str = "trace.id=4bf92f3577b34da6a3ce929d0e0e4736";
 const TIME: &str = "2026-01-02T12:00:00.000001Z";
 
 #[test]
 fn a_completed_connection_in_plain() {
     let (lines, metrics) = run(false, facts(), Some(Ok(())));
     let expected = [
-        format!("{TIME}\tdebug\taccess\tconnection opened\t{FULL} direction=\"inbound\""),
+        format!("{TIME}\tdebug\taccess\tconnection opened\t{FULL} direction=\"inbound\" {TRACE}"),
         format!(
             "{TIME}\tinfo\taccess\tconnection complete\t{FULL} direction=\"inbound\" bytes_sent=22 bytes_recv=11 \
-             duration=\"0ms\""
+             duration=\"0ms\" {TRACE}"
         ),
     ];
     assert_eq!(lines, expected);
@@ -139,6 +141,7 @@ fn a_failed_connection_in_json() {
         destination_service: None,
         hbone_addr: None,
         mutual_tls: false,
+        trace: None,
         ..facts()
     };
     let failure = Failure::new(Flag::Deny, "http status: 401 Unauthorized");
@@ -160,7 +163,8 @@ fn a_failed_connection_in_json() {
 fn a_dropped_connection_was_cut_by_the_drain() {
     let (lines, metrics) = run(false, facts(), None);
     assert!(lines[1].starts_with(&format!("{TIME}\terror\taccess\tconnection complete\t")), "{}", lines[1]);
-    assert!(lines[1].ends_with(" error=\"closed due to connection drain\""), "{}", lines[1]);
+    let end = format!(" error=\"closed due to connection drain\" {TRACE}");
+    assert!(lines[1].ends_with(&end), "{}", lines[1]);
     assert!(metrics.contains("response_flags=\"CONNECT\""));
 }
 

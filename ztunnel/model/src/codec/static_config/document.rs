@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::StaticConfig;
+use super::service::vip_text;
 use crate::codec::{DEFAULT_CAPACITY, DEFAULT_CLUSTER, DEFAULT_SERVICE_ACCOUNT, DEFAULT_TRUST_DOMAIN};
 use crate::policy::Policy;
-use crate::service::Service;
+use crate::service::{Service, ServicePort, Vip};
 use crate::workload::Workload;
 
 #[derive(Serialize, Deserialize)]
@@ -253,9 +254,31 @@ impl Serialize for WorkloadView {
     }
 }
 
-/// A service as `/config_dump` shows it.
+/// A service as `/config_dump` shows it: as written, but prefixes stand apart, and with its endpoints by uid
+/// (interop.md section 11.5).
 #[derive(Serialize)]
-pub struct ServiceView(ServiceText);
+#[serde(rename_all = "camelCase")]
+pub struct ServiceView {
+    #[serde(flatten)]
+    text: ServiceText,
+    cidr_vips: Vec<CidrVip>,
+    endpoints: BTreeMap<String, EndpointView>,
+}
+
+#[derive(Serialize)]
+struct CidrVip {
+    network: String,
+    cidr: String,
+}
+
+/// An endpoint as `/config_dump` shows it.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EndpointView {
+    workload_uid: String,
+    port: BTreeMap<u16, u16>,
+    status: String,
+}
 
 /// A policy as `/config_dump` shows it.
 #[derive(Serialize)]
@@ -267,9 +290,23 @@ impl From<&Workload> for WorkloadView {
     }
 }
 
-impl From<&Service> for ServiceView {
-    fn from(service: &Service) -> Self {
-        Self(service.into())
+impl ServiceView {
+    pub fn new(service: &Service, endpoints: impl IntoIterator<Item = (String, EndpointView)>) -> Self {
+        let (exact, prefixes): (Vec<_>, Vec<_>) = service.vips.iter().partition(|vip| vip.is_exact());
+        let cidr = |vip: &Vip| CidrVip { network: vip.network.to_string(), cidr: vip.prefix.to_string() };
+        let text = ServiceText { vips: exact.into_iter().map(vip_text).collect(), ..service.into() };
+        let cidr_vips = prefixes.into_iter().map(cidr).collect();
+        Self { text, cidr_vips, endpoints: endpoints.into_iter().collect() }
+    }
+}
+
+impl EndpointView {
+    pub fn new(workload: &Workload, ports: &[ServicePort]) -> Self {
+        Self {
+            workload_uid: workload.uid.to_string(),
+            port: ports.iter().map(|port| (port.service_port, port.target_port)).collect(),
+            status: WorkloadText::from(workload).status,
+        }
     }
 }
 

@@ -149,8 +149,8 @@ impl From<&Service> for ServiceText {
     }
 }
 
-fn vip_text(vip: &Vip) -> String {
-    if vip.prefix.prefix_len() == vip.prefix.max_prefix_len() {
+pub(super) fn vip_text(vip: &Vip) -> String {
+    if vip.is_exact() {
         format!("{}/{}", vip.network, vip.prefix.addr())
     } else {
         format!("{}/{}", vip.network, vip.prefix)

@@ -77,6 +77,31 @@ fn the_dump_lists_service_names() {
 }
 
 #[test]
+fn virtual_addresses_must_not_overlap_in_a_namespace_nor_be_a_workloads() {
+    let text = "
+workloads:
+- {uid: w, namespace: n, workloadIps: [10.1.0.9], services: {}}
+services:
+- {name: narrow, namespace: n, hostname: narrow, vips: [/10.1.2.0/24], ports: {}}
+- {name: wide, namespace: n, hostname: wide, vips: [/10.1.0.0/16], ports: {}}
+- {name: elsewhere, namespace: m, hostname: elsewhere, vips: [/10.1.2.0/24, other/10.1.0.0/16], ports: {}}
+- {name: pod, namespace: m, hostname: pod, vips: [/10.1.0.9, other/10.1.0.9], ports: {}}
+- {name: own, namespace: o, hostname: own, vips: [/10.3.0.0/16, /10.3.0.1], ports: {}}
+";
+    assert_eq!(
+        mistakes(text),
+        [
+            "mesh.yaml:6:53: services[1].vips[0]: virtual address /10.1.0.0/16 overlaps /10.1.2.0/24 of service n/narrow \
+             on line 5",
+            "mesh.yaml:8:51: services[3].vips[0]: virtual address /10.1.0.9 is the address of workload w, so that the \
+             service could never be reached",
+            "mesh.yaml:8:62: services[3].vips[1]: virtual address other/10.1.0.9 overlaps other/10.1.0.0/16 of service \
+             m/elsewhere on line 7",
+        ]
+    );
+}
+
+#[test]
 fn all_mistakes_are_told_at_once_with_their_places() {
     let text = "
 workloads:
@@ -103,7 +128,7 @@ policies:
         (6, "\"QUIC\" is unknown (expected one of TCP, HBONE)"),
         (8, "workload uid d is already taken on line 7"),
         (10, "services[0].vips[1]: \"10.0.0.2\" is not a virtual address"),
-        (12, "is already taken on line 11"),
+        (12, "virtual address /10.1.0.1 overlaps /10.1.0.1 of service n/t on line 11"),
         (14, "\"Galaxy\" is unknown"),
         (15, "dryRun"),
         (16, "sourceIps[0]: \"x\" is not an IP address or prefix"),

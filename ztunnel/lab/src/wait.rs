@@ -1,6 +1,10 @@
 //! Waiting for a condition, with a deadline.
 
+use std::io;
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout};
 
 const PERIOD: Duration = Duration::from_millis(10);
 
@@ -21,4 +25,19 @@ pub fn poll<T>(deadline: Duration, mut condition: impl FnMut() -> Option<T>) -> 
 /// Whether the condition came true before the deadline.
 pub fn wait_until(deadline: Duration, mut condition: impl FnMut() -> bool) -> bool {
     poll(deadline, || condition().then_some(())).is_some()
+}
+
+/// Which of the sockets are ready, in order; an error when none is before the deadline.
+pub(crate) fn ready<S: AsFd>(
+    sockets: impl Iterator<Item = (S, PollFlags)>,
+    deadline: Duration,
+) -> io::Result<Vec<usize>> {
+    let sockets: Vec<(S, PollFlags)> = sockets.collect();
+    let mut polled: Vec<PollFd<'_>> =
+        sockets.iter().map(|(socket, flags)| PollFd::new(socket.as_fd(), *flags)).collect();
+    let timeout = PollTimeout::try_from(deadline).unwrap_or(PollTimeout::MAX);
+    if nix::poll::poll(&mut polled, timeout)? == 0 {
+        return Err(io::ErrorKind::TimedOut.into());
+    }
+    Ok((0..polled.len()).filter(|&index| polled[index].any().unwrap_or(true)).collect())
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use ztunnel_lab::lab::{Error, Options};
 use ztunnel_lab::node::PodHandle;
+use ztunnel_lab::traffic::accept;
 use ztunnel_lab::{Lab, Spec, namespace, wait_until};
 
 const SOON: Duration = Duration::from_secs(10);
@@ -32,7 +33,7 @@ fn unique(what: &str) -> String {
 fn reaches(from: &PodHandle, to: &PodHandle, address: IpAddr) {
     let listener = to.listen(8080).expect("a free port");
     let mut near = from.connect(SocketAddr::new(address, 8080), SOON).expect("a way to the pod");
-    let (mut far, peer) = listener.accept().expect("the connection");
+    let (mut far, peer) = accept(&listener, SOON).expect("the connection");
     assert!(from.spec().addresses.contains(&peer.ip().to_canonical()), "{} came as {peer}", from.name());
     near.write_all(b"ping").expect("sent");
     let mut bytes = [0; 4];

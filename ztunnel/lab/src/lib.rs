@@ -31,4 +31,4 @@ pub mod wait;
 
 pub use lab::{Error, Lab};
 pub use spec::Spec;
-pub use wait::wait_until;
+pub use wait::{steady, wait_until};

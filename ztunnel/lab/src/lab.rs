@@ -15,7 +15,7 @@ use crate::process::{Process, Start, write_atomically};
 use crate::spec::{self, Pod, Spec};
 use crate::wait::wait_until;
 
-const STATE: &str = "/run/ztunnel-lab";
+pub(crate) const STATE: &str = "/run/ztunnel-lab";
 const UNDERLAY: &str = "underlay";
 const CONTROLLER: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 1);
 const CONTROLLER_PORT: u16 = 15012;

@@ -17,6 +17,7 @@ pub mod capture;
 mod error;
 mod files;
 pub mod lab;
+pub mod measure;
 pub mod namespace;
 pub mod network;
 pub mod node;
@@ -26,6 +27,7 @@ pub mod status;
 mod teardown;
 mod topology;
 pub mod tour;
+pub mod traces;
 pub mod traffic;
 pub mod wait;
 

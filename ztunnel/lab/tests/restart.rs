@@ -72,7 +72,8 @@ impl Bed {
 
     /// Whether the sockets to dial with have come: from then on no descriptor is made by itself.
     fn stocked(&self) {
-        let open = || ["node1", "node2"].map(|node| self.lab.node(node).proxy().map(|it| it.open_files()));
+        let open =
+            || ["node1", "node2"].map(|node| self.lab.node(node).proxy().expect("it runs").open_files().ok());
         steady(DEADLINE, open).expect("proxies at rest");
     }
 

@@ -69,7 +69,7 @@ fn the_drain_has_a_deadline() {
 /// Of the proxy and of the agent of the victim's node.
 fn descriptors(lab: &Lab) -> [usize; 2] {
     let node = lab.node("node2");
-    [node.proxy(), node.agent()].map(|process| process.map_or(0, |process| process.open_files()))
+    [node.proxy(), node.agent()].map(|it| it.expect("started").open_files().expect("it runs"))
 }
 
 /// Descriptors while the victim is not in the mesh; afterwards it is again.

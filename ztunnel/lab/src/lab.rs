@@ -16,7 +16,8 @@ use crate::spec::{self, Pod, Spec};
 use crate::wait::wait_until;
 
 pub(crate) const STATE: &str = "/run/ztunnel-lab";
-const UNDERLAY: &str = "underlay";
+pub(crate) const UNDERLAY: &str = "underlay";
+pub(crate) const CA_FOLDER: &str = "ca";
 const CONTROLLER: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 1);
 const CONTROLLER_PORT: u16 = 15012;
 const GRACE: Duration = Duration::from_secs(10);
@@ -165,7 +166,7 @@ impl Lab {
     }
 
     pub fn ca_folder(&self) -> PathBuf {
-        self.folder().join("ca")
+        self.folder().join(CA_FOLDER)
     }
 
     /// Changes services, policies or what pods say of themselves while the lab runs.
@@ -200,7 +201,7 @@ impl Lab {
                 "--listen".into(),
                 format!("{CONTROLLER}:{CONTROLLER_PORT}"),
                 "--ca-dir".into(),
-                text(folder.join("ca")),
+                text(self.ca_folder()),
                 "--nodes".into(),
                 text(folder.join("nodes.json")),
                 "--host".into(),

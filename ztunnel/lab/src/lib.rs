@@ -6,9 +6,9 @@
 //! joins `net.ipv4.tcp_allowed_congestion_control`, because a namespace can only choose from that list.
 //!
 //! ```text
-//! NAME-underlay: bridge 172.30.0.1/24, fd00:30::1/64; the controller
-//!   └─ NAME-node1: 172.30.0.11, fd00:30::11; agent, proxy; bridge 10.244.1.1/24, fd00:244:1::1/64
-//!        └─ NAME-POD: 10.244.1.10, fd00:244:1::10, …
+//! NAME.underlay: bridge 172.30.0.1/24, fd00:30::1/64; the controller
+//!   └─ NAME.node1: 172.30.0.11, fd00:30::11; agent, proxy; bridge 10.244.1.1/24, fd00:244:1::1/64
+//!        └─ NAME.POD: 10.244.1.10, fd00:244:1::10, …
 //! ```
 
 pub mod binaries;

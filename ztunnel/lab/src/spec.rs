@@ -15,6 +15,7 @@ use ztunnel_model::service::{Service, ServicePort};
 use ztunnel_model::workload::{HealthStatus, Locality, NetworkMode, TunnelProtocol, Workload, WorkloadType};
 use ztunnel_model::{Identity, NamespacedHostname, Network};
 
+use crate::lab::{CA_FOLDER, UNDERLAY};
 pub use addresses::{node_addresses, pod_addresses};
 
 /// The built-in lab.
@@ -146,6 +147,7 @@ fn nodes(document: &Document, mistakes: &mut Vec<Mistake>) -> Vec<Node> {
     for place in document.items("nodes", mistakes) {
         let Some(node) = place.decode::<Node>(mistakes) else { continue };
         check_name(&node.name, &place.key("name"), mistakes);
+        check_free(&node.name, &[UNDERLAY, CA_FOLDER], &place.key("name"), mistakes);
         if nodes.iter().any(|known| known.name == node.name) {
             mistakes.push(place.mistake(format!("node {} is listed twice", node.name)));
         }
@@ -170,6 +172,7 @@ fn pods(document: &Document, nodes: &[Node], mistakes: &mut Vec<Mistake>) -> Vec
         {
             check_name(name, &place.key(key), mistakes);
         }
+        check_free(&text.name, &[UNDERLAY], &place.key("name"), mistakes);
         if pods.iter().any(|known| known.name == text.name) || nodes.iter().any(|node| node.name == text.name)
         {
             mistakes.push(place.key("name").mistake(format!("the name {} is taken", text.name)));
@@ -228,6 +231,13 @@ fn check_name(name: &str, place: &Place<'_>, mistakes: &mut Vec<Mistake>) {
         let reason =
             format!("\"{name}\" is not a name (1 to {LONGEST_NAME} of a-z, 0-9 and -, not starting with -)");
         mistakes.push(place.mistake(reason));
+    }
+}
+
+/// A node's name is a folder and a namespace, a pod's is a namespace; the lab has some of its own.
+fn check_free(name: &str, taken: &[&str], place: &Place<'_>, mistakes: &mut Vec<Mistake>) {
+    if taken.contains(&name) {
+        mistakes.push(place.mistake(format!("the lab itself needs the name {name}")));
     }
 }
 

@@ -89,3 +89,21 @@ services:
     }
     assert_eq!(mistakes.len(), 3, "{mistakes:#?}");
 }
+
+#[test]
+fn names_that_the_lab_needs_are_refused() {
+    let text = "
+nodes: [{name: n1}, {name: ca}, {name: underlay}]
+pods:
+- {name: underlay, node: n1}
+- {name: ca, node: n1, namespace: underlay}
+";
+    let expected = [
+        "lab.yaml:2:28: nodes[1].name: the lab itself needs the name ca",
+        "lab.yaml:2:40: nodes[2].name: the lab itself needs the name underlay",
+        "lab.yaml:4:10: pods[0].name: the lab itself needs the name underlay",
+        "lab.yaml:4:10: pods[0].name: the name underlay is taken",
+        "lab.yaml:5:10: pods[1].name: the name ca is taken",
+    ];
+    assert_eq!(refused(text), expected);
+}

@@ -8,10 +8,11 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::PollFlags;
 
 use crate::node::PodHandle;
-use crate::traffic::DEADLINE;
+use crate::traffic::{DEADLINE, QUIET};
+use crate::wait::ready;
 
 const BLOCK: usize = 128 * 1024;
 
@@ -32,7 +33,7 @@ pub enum Until {
     Bytes(u64),
 }
 
-/// Serves bulk transfers on a port of a pod until the pod ends.
+/// Serves bulk transfers on a port of a pod until it is `QUIET`.
 pub fn serve(pod: &PodHandle, port: u16) -> io::Result<()> {
     let listener = pod.listen(port)?;
     listener.set_nonblocking(true)?;
@@ -93,7 +94,6 @@ fn arrived(streams: Vec<TcpStream>) -> io::Result<u64> {
     let mut sum = 0;
     for mut stream in streams {
         stream.set_nonblocking(false)?;
-        stream.set_read_timeout(Some(DEADLINE))?;
         let mut count = [0; 8];
         stream.read_exact(&mut count)?;
         sum += u64::from_be_bytes(count);
@@ -120,7 +120,7 @@ fn step(listener: &TcpListener, served: &mut Vec<Served>, block: &mut [u8]) -> i
         State::New | State::Receiving(_) => (served.stream.as_fd(), PollFlags::POLLIN),
     });
     let sockets = sockets.chain([(listener.as_fd(), PollFlags::POLLIN)]);
-    let ready = ready(sockets, Duration::MAX)?;
+    let ready = ready(sockets, QUIET)?;
     let listening = served.len();
     // From the back, so that what ended can be taken out.
     for index in ready.into_iter().rev() {
@@ -160,19 +160,4 @@ impl Served {
             (Ok(_), State::Sending) => Ok(true),
         }
     }
-}
-
-/// Which of the sockets are ready, in order.
-fn ready<S: AsFd>(
-    sockets: impl Iterator<Item = (S, PollFlags)>,
-    deadline: Duration,
-) -> io::Result<Vec<usize>> {
-    let sockets: Vec<(S, PollFlags)> = sockets.collect();
-    let mut polled: Vec<PollFd<'_>> =
-        sockets.iter().map(|(socket, flags)| PollFd::new(socket.as_fd(), *flags)).collect();
-    let timeout = PollTimeout::try_from(deadline).unwrap_or(PollTimeout::NONE);
-    if poll(&mut polled, timeout)? == 0 {
-        return Err(ErrorKind::TimedOut.into());
-    }
-    Ok((0..polled.len()).filter(|&index| polled[index].any().unwrap_or(true)).collect())
 }

@@ -1,6 +1,7 @@
 //! A lab from up to down.
 
 use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -14,11 +15,13 @@ use crate::process::{Process, Start, write_atomically};
 use crate::spec::{self, Pod, Spec};
 use crate::wait::wait_until;
 
-const STATE: &str = "/run/ztunnel-lab";
-const UNDERLAY: &str = "underlay";
-const CONTROLLER: &str = "172.30.0.1";
+pub(crate) const STATE: &str = "/run/ztunnel-lab";
+pub(crate) const UNDERLAY: &str = "underlay";
+pub(crate) const CA_FOLDER: &str = "ca";
+const CONTROLLER: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 1);
 const CONTROLLER_PORT: u16 = 15012;
 const GRACE: Duration = Duration::from_secs(10);
+const CONNECT_DEADLINE: Duration = Duration::from_secs(1);
 
 /// A lab that is up. Dropping it takes it down, unless it is kept.
 pub struct Lab {
@@ -163,7 +166,7 @@ impl Lab {
     }
 
     pub fn ca_folder(&self) -> PathBuf {
-        self.folder().join("ca")
+        self.folder().join(CA_FOLDER)
     }
 
     /// Changes services, policies or what pods say of themselves while the lab runs.
@@ -198,11 +201,11 @@ impl Lab {
                 "--listen".into(),
                 format!("{CONTROLLER}:{CONTROLLER_PORT}"),
                 "--ca-dir".into(),
-                text(folder.join("ca")),
+                text(self.ca_folder()),
                 "--nodes".into(),
                 text(folder.join("nodes.json")),
                 "--host".into(),
-                CONTROLLER.into(),
+                CONTROLLER.to_string(),
             ],
             environment: vec![("RUST_LOG".into(), "info".into())],
             user: None,
@@ -211,10 +214,11 @@ impl Lab {
         })?;
         self.controller = Some(process);
         let root = self.ca_folder().join("root-cert.pem");
+        let listens_at = SocketAddr::from((CONTROLLER, CONTROLLER_PORT));
         let listens = || {
             root.exists()
-                && namespace::run(&self.underlay(), || {
-                    std::net::TcpStream::connect((CONTROLLER, CONTROLLER_PORT)).is_ok()
+                && namespace::run(&self.underlay(), move || {
+                    TcpStream::connect_timeout(&listens_at, CONNECT_DEADLINE).is_ok()
                 })
                 .unwrap_or(false)
         };

@@ -6,9 +6,9 @@
 //! joins `net.ipv4.tcp_allowed_congestion_control`, because a namespace can only choose from that list.
 //!
 //! ```text
-//! NAME-underlay: bridge 172.30.0.1/24, fd00:30::1/64; the controller
-//!   └─ NAME-node1: 172.30.0.11, fd00:30::11; agent, proxy; bridge 10.244.1.1/24, fd00:244:1::1/64
-//!        └─ NAME-POD: 10.244.1.10, fd00:244:1::10, …
+//! NAME.underlay: bridge 172.30.0.1/24, fd00:30::1/64; the controller
+//!   └─ NAME.node1: 172.30.0.11, fd00:30::11; agent, proxy; bridge 10.244.1.1/24, fd00:244:1::1/64
+//!        └─ NAME.POD: 10.244.1.10, fd00:244:1::10, …
 //! ```
 
 pub mod binaries;
@@ -17,6 +17,7 @@ pub mod capture;
 mod error;
 mod files;
 pub mod lab;
+pub mod measure;
 pub mod namespace;
 pub mod network;
 pub mod node;
@@ -26,9 +27,10 @@ pub mod status;
 mod teardown;
 mod topology;
 pub mod tour;
+pub mod traces;
 pub mod traffic;
 pub mod wait;
 
 pub use lab::{Error, Lab};
 pub use spec::Spec;
-pub use wait::wait_until;
+pub use wait::{steady, wait_until};

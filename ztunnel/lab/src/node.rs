@@ -13,6 +13,7 @@ use crate::error::Error;
 use crate::namespace;
 use crate::process::{Process, Start};
 use crate::spec::Pod;
+use crate::traffic::limit;
 
 /// The proxy's user: no name, no group, no capability.
 pub const PROXY_USER: u32 = 1337;
@@ -267,9 +268,11 @@ impl PodHandle {
         namespace::run(&self.namespace, work).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// Connects from inside the pod.
+    /// Connects from inside the pod; no read or write takes longer than the deadline either.
     pub fn connect(&self, addr: SocketAddr, deadline: Duration) -> io::Result<TcpStream> {
-        self.run(move || TcpStream::connect_timeout(&addr, deadline))
+        let stream = self.run(move || TcpStream::connect_timeout(&addr, deadline))?;
+        limit(&stream, deadline)?;
+        Ok(stream)
     }
 
     /// Listens inside the pod, on both families.
@@ -288,7 +291,7 @@ impl PodHandle {
 
 fn exchange(port: u16, request: &str) -> io::Result<Answer> {
     let mut stream = TcpStream::connect_timeout(&SocketAddr::from(([127, 0, 0, 1], port)), HTTP_DEADLINE)?;
-    stream.set_read_timeout(Some(HTTP_DEADLINE))?;
+    limit(&stream, HTTP_DEADLINE)?;
     stream.write_all(request.as_bytes())?;
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes)?;

@@ -152,17 +152,23 @@ impl Process {
         self.child.as_mut().and_then(|child| child.try_wait().ok().flatten())
     }
 
-    pub fn open_files(&self) -> usize {
-        fs::read_dir(format!("/proc/{}/fd", self.pid)).map_or(0, Iterator::count)
+    /// How many descriptors it has open.
+    pub fn open_files(&self) -> io::Result<usize> {
+        Ok(fs::read_dir(format!("/proc/{}/fd", self.pid))?.count())
     }
 
     /// Resident memory in bytes.
-    pub fn resident(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
-        kib.unwrap_or_default() * 1024
+    pub fn resident(&self) -> io::Result<u64> {
+        resident(&fs::read_to_string(format!("/proc/{}/status", self.pid))?)
+            .ok_or_else(|| io::Error::other(format!("process {} has no memory", self.pid)))
     }
+}
+
+/// Out of proc_pid_status(5); a process that has ended has none.
+fn resident(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    (kib > 0).then_some(kib * 1024)
 }
 
 /// When a live process started (field 22 of proc_pid_stat(5)); a pid that was used again has another. A zombie does
@@ -188,4 +194,17 @@ pub fn write_atomically(path: &Path, text: &str, owner: Option<u32>, mode: u32) 
         chown(&fresh, Some(owner), Some(owner))?;
     }
     fs::rename(&fresh, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_cannot_be_read_is_no_figure() {
+        assert_eq!(resident("Name:\tx\nVmRSS:\t    12 kB\n"), Some(12 * 1024));
+        for status in ["", "VmRSS:\t 0 kB", "VmRSS:\t many kB", "VmRSS:\t 12"] {
+            assert_eq!(resident(status), None, "{status}");
+        }
+    }
 }

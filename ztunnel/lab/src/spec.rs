@@ -1,7 +1,11 @@
 //! What a lab consists of: one YAML file of nodes, pods, services and policies.
 
+mod addresses;
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use serde::Deserialize;
 use ztunnel_model::codec::located::{Document, Mistake, Place};
@@ -11,12 +15,13 @@ use ztunnel_model::service::{Service, ServicePort};
 use ztunnel_model::workload::{HealthStatus, Locality, NetworkMode, TunnelProtocol, Workload, WorkloadType};
 use ztunnel_model::{Identity, NamespacedHostname, Network};
 
+use crate::lab::{CA_FOLDER, UNDERLAY};
+pub use addresses::{node_addresses, pod_addresses};
+
 /// The built-in lab.
 pub const DEFAULT: &str = include_str!("default.yaml");
 
 const KEYS: [&str; 4] = ["nodes", "pods", "services", "policies"];
-/// First host number of a pod's address; those below are the node's.
-const FIRST_POD: usize = 10;
 const MOST_NODES: usize = 200;
 pub(crate) const LONGEST_NAME: usize = 40;
 
@@ -137,25 +142,12 @@ impl Pod {
     }
 }
 
-/// Addresses of a node on the underlay.
-pub fn node_addresses(number: usize) -> (Ipv4Addr, Ipv6Addr) {
-    let host = 10 + number as u16;
-    (Ipv4Addr::new(172, 30, 0, host as u8), Ipv6Addr::new(0xfd00, 0x30, 0, 0, 0, 0, 0, host))
-}
-
-/// A host in the pod network of a node.
-pub fn pod_addresses(node: usize, host: usize) -> (Ipv4Addr, Ipv6Addr) {
-    (
-        Ipv4Addr::new(10, 244, node as u8, host as u8),
-        Ipv6Addr::new(0xfd00, 0x244, node as u16, 0, 0, 0, 0, host as u16),
-    )
-}
-
 fn nodes(document: &Document, mistakes: &mut Vec<Mistake>) -> Vec<Node> {
     let mut nodes: Vec<Node> = Vec::new();
     for place in document.items("nodes", mistakes) {
         let Some(node) = place.decode::<Node>(mistakes) else { continue };
         check_name(&node.name, &place.key("name"), mistakes);
+        check_free(&node.name, &[UNDERLAY, CA_FOLDER], &place.key("name"), mistakes);
         if nodes.iter().any(|known| known.name == node.name) {
             mistakes.push(place.mistake(format!("node {} is listed twice", node.name)));
         }
@@ -180,6 +172,7 @@ fn pods(document: &Document, nodes: &[Node], mistakes: &mut Vec<Mistake>) -> Vec
         {
             check_name(name, &place.key(key), mistakes);
         }
+        check_free(&text.name, &[UNDERLAY], &place.key("name"), mistakes);
         if pods.iter().any(|known| known.name == text.name) || nodes.iter().any(|node| node.name == text.name)
         {
             mistakes.push(place.key("name").mistake(format!("the name {} is taken", text.name)));
@@ -190,8 +183,8 @@ fn pods(document: &Document, nodes: &[Node], mistakes: &mut Vec<Mistake>) -> Vec
             mistakes.push(place.key("node").mistake(reason));
             continue;
         };
-        let host = hosts.entry(number).or_insert(FIRST_POD);
-        let addresses = addresses(&text, number, *host, &place, mistakes);
+        let host = hosts.entry(number).or_insert(addresses::FIRST_POD);
+        let addresses = addresses::of_pod(&text.addresses, number, *host, &place, mistakes);
         *host += 1;
         for address in &addresses {
             if let Some(owner) = taken.insert(*address, text.name.clone()) {
@@ -225,46 +218,6 @@ fn pod(text: PodText, addresses: Vec<IpAddr>, place: &Place<'_>, mistakes: &mut 
     }
 }
 
-/// The file's own, or the next of the node's network.
-fn addresses(
-    text: &PodText,
-    node: usize,
-    host: usize,
-    place: &Place<'_>,
-    mistakes: &mut Vec<Mistake>,
-) -> Vec<IpAddr> {
-    let (gateway, _) = pod_addresses(node, 1);
-    if text.addresses.is_empty() {
-        if host > 250 {
-            mistakes.push(place.mistake("the node has no address left; a node has room for 240 pods"));
-        }
-        let (four, six) = pod_addresses(node, host);
-        return vec![four.into(), six.into()];
-    }
-    let mut addresses = Vec::new();
-    for (index, address) in text.addresses.iter().enumerate() {
-        let place = place.key("addresses").index(index);
-        match address.parse::<IpAddr>() {
-            Ok(ip) if in_network(ip, node) && ip != IpAddr::V4(gateway) => addresses.push(ip),
-            Ok(ip) => {
-                let reason =
-                    format!("{ip} is not in the node's networks 10.244.{node}.0/24 and fd00:244:{node}::/64");
-                mistakes.push(place.mistake(reason));
-            }
-            Err(_) => mistakes.push(place.mistake(format!("\"{address}\" is not an IP address"))),
-        }
-    }
-    addresses
-}
-
-fn in_network(ip: IpAddr, node: usize) -> bool {
-    let (four, six) = pod_addresses(node, 0);
-    match ip {
-        IpAddr::V4(ip) => ip.octets()[..3] == four.octets()[..3],
-        IpAddr::V6(ip) => ip.segments()[..4] == six.segments()[..4],
-    }
-}
-
 /// Names become files, folders, namespaces and SPIFFE pieces, so they are DNS labels (RFC 1123 section 2.1).
 pub(crate) fn is_name(name: &str) -> bool {
     !name.is_empty()
@@ -281,54 +234,17 @@ fn check_name(name: &str, place: &Place<'_>, mistakes: &mut Vec<Mistake>) {
     }
 }
 
+/// A node's name is a folder and a namespace, a pod's is a namespace; the lab has some of its own.
+fn check_free(name: &str, taken: &[&str], place: &Place<'_>, mistakes: &mut Vec<Mistake>) {
+    if taken.contains(&name) {
+        mistakes.push(place.mistake(format!("the lab itself needs the name {name}")));
+    }
+}
+
 fn default_name() -> String {
     "default".to_owned()
 }
 
 fn yes() -> bool {
     true
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_built_in_lab_is_valid() {
-        let spec = Spec::parse(DEFAULT, "default.yaml").unwrap_or_else(|mistakes| panic!("{mistakes:#?}"));
-        assert_eq!(spec.nodes.len(), 2);
-        let text = static_config::to_json(&spec.static_config());
-        assert_eq!(static_config::parse(&text, "f").expect("it was written by us"), spec.static_config());
-    }
-
-    #[test]
-    fn all_mistakes_are_told_at_once() {
-        let text = "
-nodes: [{name: n1}, {name: n1}, {name: 'A b'}]
-pods:
-- {name: a, node: n1, color: red}
-- {name: b, node: n9}
-- {name: c, node: n1, addresses: [10.9.9.9, x]}
-- {name: d, node: n1}
-- {name: d, node: n1}
-- {name: e, node: n1, addresses: [10.244.1.10]}
-podz: []
-";
-        let mistakes: Vec<String> =
-            Spec::parse(text, "lab.yaml").expect_err("refused").iter().map(ToString::to_string).collect();
-        for part in [
-            "lab.yaml:2:",
-            "listed twice",
-            "\"A b\" is not a name",
-            "lab.yaml:4:",
-            "color: unknown key",
-            "there is no node \"n9\"",
-            "10.9.9.9 is not in the node's networks",
-            "\"x\" is not an IP address",
-            "the name d is taken",
-            "podz: unknown key",
-        ] {
-            assert!(mistakes.iter().any(|text| text.contains(part)), "{part} is not in {mistakes:#?}");
-        }
-    }
 }

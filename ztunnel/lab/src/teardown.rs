@@ -47,7 +47,7 @@ impl Lab {
     }
 }
 
-fn namespaces(lab: &str) -> Vec<String> {
+pub(crate) fn namespaces(lab: &str) -> Vec<String> {
     let prefix = format!("{lab}.");
     let entries = fs::read_dir(namespace::FOLDER).into_iter().flatten().flatten();
     let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());

@@ -4,13 +4,18 @@ use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
+use nix::poll::PollFlags;
+
 use crate::node::PodHandle;
+use crate::wait::ready;
 
 /// How long a load tool waits for a connection or for the next byte.
 pub const DEADLINE: Duration = Duration::from_secs(20);
+/// How long a server waits for the next connection or byte before it ends.
+pub const QUIET: Duration = Duration::from_secs(600);
 const CHUNK: usize = 256 * 1024;
 
-/// Serves a protocol on a port of a pod, each connection on a thread of its own, until the pod ends.
+/// Serves a protocol on a port of a pod, each connection on a thread of its own, until it is `QUIET`.
 pub fn serve(
     pod: &PodHandle,
     port: u16,
@@ -18,12 +23,26 @@ pub fn serve(
 ) -> io::Result<()> {
     let listener: TcpListener = pod.listen(port)?;
     std::thread::spawn(move || {
-        while let Ok((stream, _)) = listener.accept() {
+        while let Ok((stream, _)) = accept(&listener, QUIET) {
             let handle = handle.clone();
             std::thread::spawn(move || handle(stream));
         }
     });
     Ok(())
+}
+
+/// The next connection; waits for it, and later for each of its bytes, as long as `deadline`.
+pub fn accept(listener: &TcpListener, deadline: Duration) -> io::Result<(TcpStream, SocketAddr)> {
+    ready([(listener, PollFlags::POLLIN)].into_iter(), deadline)?;
+    let (stream, peer) = listener.accept()?;
+    limit(&stream, deadline)?;
+    Ok((stream, peer))
+}
+
+/// Bounds every read and write.
+pub(crate) fn limit(stream: &TcpStream, deadline: Duration) -> io::Result<()> {
+    stream.set_read_timeout(Some(deadline))?;
+    stream.set_write_timeout(Some(deadline))
 }
 
 /// Sends back what comes, until the end.
@@ -101,7 +120,6 @@ fn push(
     mut sent: impl FnMut(&[u8]),
 ) -> io::Result<[u8; 16]> {
     let mut stream = pod.connect(to, DEADLINE)?;
-    stream.set_read_timeout(Some(DEADLINE))?;
     let mut left = total;
     while left > 0 {
         let part = &chunk[..left.min(chunk.len())];
@@ -125,7 +143,6 @@ pub struct Latency {
 /// Round trips of one byte on one connection to an echo.
 pub fn round_trips(pod: &PodHandle, to: SocketAddr, count: usize) -> io::Result<Latency> {
     let mut stream = pod.connect(to, DEADLINE)?;
-    stream.set_read_timeout(Some(DEADLINE))?;
     stream.set_nodelay(true)?;
     let mut times = Vec::with_capacity(count);
     for _ in 0..count + count / 10 {
@@ -143,7 +160,6 @@ pub fn round_trips(pod: &PodHandle, to: SocketAddr, count: usize) -> io::Result<
 /// One request to an echo: the whole text comes back.
 pub fn request(pod: &PodHandle, to: SocketAddr, text: &[u8]) -> io::Result<Vec<u8>> {
     let mut stream = pod.connect(to, DEADLINE)?;
-    stream.set_read_timeout(Some(DEADLINE))?;
     stream.write_all(text)?;
     stream.shutdown(Shutdown::Write)?;
     let mut reply = Vec::new();
@@ -156,10 +172,29 @@ pub fn idle(pod: &PodHandle, to: SocketAddr, count: usize) -> io::Result<Vec<Tcp
     let mut streams = Vec::with_capacity(count);
     for _ in 0..count {
         let mut stream = pod.connect(to, DEADLINE)?;
-        stream.set_read_timeout(Some(DEADLINE))?;
         stream.write_all(b"x")?;
         stream.read_exact(&mut [0])?;
         streams.push(stream);
     }
     Ok(streams)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_wait_is_without_end() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
+        let short = Duration::from_millis(10);
+        let nobody = accept(&listener, short).expect_err("nobody comes");
+        assert_eq!(nobody.kind(), io::ErrorKind::TimedOut);
+        let mut client =
+            TcpStream::connect(listener.local_addr().expect("an address")).expect("it is accepted");
+        limit(&client, short).expect("a timeout above zero");
+        let (mut silent, _) = accept(&listener, short).expect("somebody came");
+        assert!(silent.read(&mut [0]).is_err(), "nothing is sent");
+        let chunk = vec![0; CHUNK];
+        while client.write(&chunk).is_ok() {}
+    }
 }

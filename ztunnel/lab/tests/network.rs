@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use ztunnel_lab::lab::{Error, Options};
 use ztunnel_lab::node::PodHandle;
-use ztunnel_lab::{Lab, Spec, namespace, wait_until};
+use ztunnel_lab::traffic::accept;
+use ztunnel_lab::{Lab, Spec, namespace, traces, wait_until};
 
 const SOON: Duration = Duration::from_secs(10);
 const SPEC: &str = "
@@ -32,7 +33,7 @@ fn unique(what: &str) -> String {
 fn reaches(from: &PodHandle, to: &PodHandle, address: IpAddr) {
     let listener = to.listen(8080).expect("a free port");
     let mut near = from.connect(SocketAddr::new(address, 8080), SOON).expect("a way to the pod");
-    let (mut far, peer) = listener.accept().expect("the connection");
+    let (mut far, peer) = accept(&listener, SOON).expect("the connection");
     assert!(from.spec().addresses.contains(&peer.ip().to_canonical()), "{} came as {peer}", from.name());
     near.write_all(b"ping").expect("sent");
     let mut bytes = [0; 4];
@@ -40,23 +41,10 @@ fn reaches(from: &PodHandle, to: &PodHandle, address: IpAddr) {
     assert_eq!(&bytes, b"ping");
 }
 
-/// All that there is of a lab on this machine.
-fn traces(name: &str) -> Vec<String> {
-    let prefix = format!("{name}.");
-    let names = fs::read_dir(namespace::FOLDER).into_iter().flatten();
-    let names = names.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned());
-    let mut traces: Vec<String> = names.filter(|name| name.starts_with(&prefix)).collect();
-    if Path::new("/run/ztunnel-lab").join(name).exists() {
-        traces.push("the state folder".to_owned());
-    }
-    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
-    traces.extend(mounts.lines().filter(|line| line.contains(&prefix)).map(ToOwned::to_owned));
-    traces
-}
-
 #[test]
 fn pods_reach_each_other_and_leave_nothing_behind() {
     let name = unique("reach");
+    let links = traces::links();
     let lab = up(&name).expect("a lab");
     let (a, b, c) = (lab.pod("a"), lab.pod("b"), lab.pod("c"));
     for (from, to) in [(a, b), (a, c), (c, a)] {
@@ -69,8 +57,13 @@ fn pods_reach_each_other_and_leave_nothing_behind() {
         let cubic = namespace::run(netns, move || fs::read_to_string(setting).expect("a setting"));
         assert_eq!(cubic.expect("in the namespace").trim(), "cubic");
     }
+    let all = traces::of(&name);
+    for what in ["network namespace", "mount", "/run/"] {
+        assert!(all.iter().any(|trace| trace.starts_with(what)), "no {what} in {all:?}");
+    }
     drop(lab);
-    assert_eq!(traces(&name), Vec::<String>::new());
+    assert_eq!(traces::of(&name), Vec::<String>::new());
+    assert_eq!(traces::links(), links);
 }
 
 #[test]
@@ -84,7 +77,7 @@ fn a_name_is_taken_once_and_down_is_idempotent() {
     drop(attached);
     assert!(Lab::down(&name).expect("taken down"));
     assert!(!Lab::down(&name).expect("nothing to take down"));
-    assert_eq!(traces(&name), Vec::<String>::new());
+    assert_eq!(traces::of(&name), Vec::<String>::new());
     assert!(matches!(Lab::attach(&name), Err(Error::Down(_))));
 }
 
@@ -108,13 +101,13 @@ fn a_half_made_lab_is_taken_down() {
     for namespaces in [0, 2, 4] {
         let name = unique(&format!("half{namespaces}-"));
         let mut maker = this_program("a_half_made_lab_is_taken_down", MAKES, &name);
-        let made = || traces(&name).iter().filter(|trace| trace.starts_with(&name)).count();
+        let made = || traces::of(&name).iter().filter(|trace| trace.starts_with("network namespace")).count();
         assert!(wait_until(SOON, || made() >= namespaces), "the maker makes nothing");
         maker.kill().expect("killed");
         maker.wait().expect("ended");
         // Killed before its first trace, or after; either way nothing may stay.
         Lab::down(&name).expect("taken down");
-        assert_eq!(traces(&name), Vec::<String>::new(), "after {namespaces} namespaces");
+        assert_eq!(traces::of(&name), Vec::<String>::new(), "after {namespaces} namespaces");
     }
 }
 

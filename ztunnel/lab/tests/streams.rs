@@ -1,9 +1,10 @@
 //! What an application may expect of a TCP connection, also when it is a stream in a tunnel.
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
+use ztunnel_lab::traffic::accept;
 use ztunnel_lab::{Lab, traffic, wait_until};
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -24,23 +25,8 @@ fn pair(lab: &Lab, from: &str, to: &str, port: u16) -> (TcpStream, TcpStream) {
     let listener = lab.pod(to).listen(port).expect("a free port");
     let addr = SocketAddr::new(lab.pod(to).ipv4(), port);
     let client = lab.pod(from).connect(addr, DEADLINE).expect("a connection");
-    let (server, _) = accept(&listener);
-    for stream in [&client, &server] {
-        stream.set_read_timeout(Some(DEADLINE)).expect("an option");
-    }
+    let (server, _) = accept(&listener, DEADLINE).expect("the connection arrives at the application");
     (client, server)
-}
-
-fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
-    listener.set_nonblocking(true).expect("an option");
-    let mut found = None;
-    wait_until(DEADLINE, || {
-        found = listener.accept().ok();
-        found.is_some()
-    });
-    let (stream, peer) = found.expect("the connection arrives at the application");
-    stream.set_nonblocking(false).expect("an option");
-    (stream, peer)
 }
 
 fn read_all(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
@@ -67,7 +53,8 @@ fn every_way_between_pods_keeps_the_callers_address_and_is_counted() {
             let (from, ip) =
                 if family == 4 { (client.ipv4(), pod.ipv4()) } else { (client.ipv6(), pod.ipv6()) };
             let mut stream = client.connect(SocketAddr::new(ip, port), DEADLINE).expect("a connection");
-            let (mut served, peer) = accept(&listener);
+            let (mut served, peer) =
+                accept(&listener, DEADLINE).expect("the connection arrives at the application");
             assert_eq!(peer.ip().to_canonical(), from, "the application sees who called");
             stream.write_all(b"hello world").expect("sent");
             stream.shutdown(Shutdown::Write).expect("half-closed");
@@ -97,7 +84,6 @@ fn a_service_spreads_and_survives_a_dead_endpoint() {
     let ask = |vip: &str| {
         let mut stream =
             lab.pod("client").connect(vip.parse().expect("a literal"), DEADLINE).expect("a connection");
-        stream.set_read_timeout(Some(DEADLINE)).expect("an option");
         read_all(&mut stream)
     };
     // Nobody listens in the second pod: its endpoint is dead.
@@ -227,10 +213,7 @@ fn a_pod_that_calls_itself_is_left_alone_and_cannot_loop() {
     server.read_exact(&mut [0]).expect("received");
     let own = SocketAddr::new(lab.pod("server").ipv4(), redirect::PLAINTEXT_PORT);
     // The refusal may be quicker than the end of connect.
-    let refused = lab.pod("client").connect(own, DEADLINE).and_then(|mut looped| {
-        looped.set_read_timeout(Some(DEADLINE))?;
-        looped.read(&mut [0])
-    });
+    let refused = lab.pod("client").connect(own, DEADLINE).and_then(|mut looped| looped.read(&mut [0]));
     let error = refused.expect_err("a call to the proxy's own port is refused");
     assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{error}");
     let outbound =

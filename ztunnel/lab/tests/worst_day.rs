@@ -1,10 +1,11 @@
-//! Crashes, restarts, drains and pods that vanish.
+//! Drains, and pods that vanish.
 
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use ztunnel_lab::{Lab, traffic, wait_until};
+use ztunnel_lab::{Lab, namespace, steady, traffic, wait_until};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 const PORT: u16 = 7000;
@@ -18,9 +19,7 @@ pods:
 
 fn bed(environment: &[(&str, &str)]) -> Lab {
     let lab = Lab::for_test(MESH, environment);
-    for pod in ["server", "victim"] {
-        traffic::serve(lab.pod(pod), PORT, traffic::echo).expect("a free port");
-    }
+    traffic::serve(lab.pod("server"), PORT, traffic::echo).expect("a free port");
     lab
 }
 
@@ -29,46 +28,12 @@ fn address(lab: &Lab, pod: &str) -> SocketAddr {
 }
 
 fn open(lab: &Lab) -> TcpStream {
-    let stream = lab.pod("client").connect(address(lab, "server"), DEADLINE).expect("a connection");
-    stream.set_read_timeout(Some(DEADLINE)).expect("an option");
-    stream
+    lab.pod("client").connect(address(lab, "server"), DEADLINE).expect("a connection")
 }
 
 fn round_trip(stream: &mut TcpStream) -> io::Result<()> {
     stream.write_all(b"x")?;
     stream.read_exact(&mut [0])
-}
-
-#[test]
-fn a_killed_proxy_refuses_nobody_and_leaks_nothing() {
-    let mut lab = bed(&[]);
-    lab.node_mut("node1").kill_proxy();
-    // Rules stay and the agent keeps the listeners: the connection is accepted by the kernel and waits.
-    let mut waiting = open(&lab);
-    waiting.set_read_timeout(Some(Duration::from_millis(500))).expect("an option");
-    let silence = round_trip(&mut waiting).expect_err("nothing answers while there is no proxy");
-    assert!(matches!(silence.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut), "{silence}");
-    let arrived = lab.node("node2").metrics().sum("istio_tcp_connections_opened_total", &[]);
-    assert_eq!(arrived, 0.0, "no byte left the node, in plaintext or otherwise");
-    lab.start_proxy("node1").expect("a new proxy");
-    waiting.set_read_timeout(Some(DEADLINE)).expect("an option");
-    waiting.read_exact(&mut [0]).expect("the connection that waited is served");
-}
-
-#[test]
-fn a_restarted_agent_adopts_what_the_proxy_kept() {
-    let mut lab = bed(&[]);
-    let mut before = open(&lab);
-    round_trip(&mut before).expect("it works");
-    lab.node_mut("node1").kill_agent();
-    round_trip(&mut before).expect("an established connection does not need the agent");
-    lab.start_agent("node1").expect("a new agent");
-    let adopted = || lab.node("node1").agent_log().contains("adopting the listeners");
-    assert!(wait_until(DEADLINE, adopted), "{}", lab.node("node1").agent_log());
-    for _ in 0..200 {
-        round_trip(&mut open(&lab)).expect("new connections work, with sockets of the new agent");
-    }
-    round_trip(&mut before).expect("the old connection still works");
 }
 
 #[test]
@@ -101,22 +66,135 @@ fn the_drain_has_a_deadline() {
     assert!(round_trip(&mut stream).is_err(), "what was still open is cut");
 }
 
+/// Of the proxy and of the agent of the victim's node.
+fn descriptors(lab: &Lab) -> [usize; 2] {
+    let node = lab.node("node2");
+    [node.proxy(), node.agent()].map(|it| it.expect("started").open_files().expect("it runs"))
+}
+
+/// Descriptors while the victim is not in the mesh; afterwards it is again.
+fn descriptors_without_victim(lab: &mut Lab) -> [usize; 2] {
+    let position = lab.spec().pods.iter().position(|pod| pod.name == "victim").expect("it is in the lab");
+    let victim = lab.spec().pods[position].clone();
+    lab.edit(|spec| drop(spec.pods.remove(position)));
+    let gone = |lab: &Lab| lab.node("node2").config_dump()["workloadState"].get(victim.uid()).is_none();
+    assert!(wait_until(DEADLINE, || gone(lab)), "the proxy still serves the victim");
+    let without = steady(DEADLINE, || descriptors(lab)).expect("processes at rest");
+    lab.edit(|spec| spec.pods.push(victim.clone()));
+    lab.wait_ready("node2").unwrap_or_else(|error| panic!("{error}"));
+    without
+}
+
+/// Idle connections to the victim; each is at least two descriptors of its proxy.
+fn load(lab: &Lab, without: [usize; 2]) -> Vec<TcpStream> {
+    let streams = traffic::idle(lab.pod("client"), address(lab, "victim"), 300).expect("all connect");
+    assert!(descriptors(lab)[0] > without[0] + 300, "the load is there: {:?}", descriptors(lab));
+    streams
+}
+
+fn freed(lab: &Lab, without: [usize; 2]) {
+    let back = || descriptors(lab).iter().zip(without).all(|(&now, before)| now <= before);
+    assert!(
+        wait_until(DEADLINE, back),
+        "{:?} are open, {without:?} before the victim came",
+        descriptors(lab)
+    );
+}
+
 #[test]
 fn a_pod_that_vanishes_under_load_frees_every_descriptor() {
     let mut lab = bed(&[]);
-    let idle = |lab: &Lab| {
-        let node = lab.node("node2");
-        [node.proxy(), node.agent()].map(|process| process.map_or(0, |process| process.open_files()))
-    };
-    let rest = idle(&lab);
-    let streams = traffic::idle(lab.pod("client"), address(&lab, "victim"), 300).expect("all connect");
-    let loaded = idle(&lab);
-    assert!(loaded[0] > 300, "the load is there: {loaded:?}");
+    traffic::serve(lab.pod("victim"), PORT, traffic::echo).expect("a free port");
+    let mut other = open(&lab);
+    round_trip(&mut other).expect("it works");
+    let without = descriptors_without_victim(&mut lab);
+    let streams = load(&lab, without);
     lab.delete_pod("victim");
-    // What one pod needs at rest is a handful of listeners, tunnels and stocked sockets.
-    // The agent lets go of everything: three listeners for each pod is all that it ever holds.
-    let freed = || idle(&lab)[0] < 100 && idle(&lab)[1] + 3 <= rest[1];
-    assert!(wait_until(DEADLINE, freed), "{:?} descriptors are still open", idle(&lab));
+    freed(&lab, without);
     drop(streams);
-    round_trip(&mut open(&lab)).expect("the other pod of the node is unharmed");
+    round_trip(&mut other).expect("the other pod of the node is unharmed");
+    round_trip(&mut open(&lab)).expect("and takes new connections");
+}
+
+/// As when a runtime crashes: the pod's processes and its namespace end, and nobody told the agent.
+#[test]
+fn a_namespace_that_vanishes_under_load_frees_every_descriptor_and_itself() {
+    serve_if_told();
+    let mut lab = bed(&[]);
+    let mut application = Application::start(&lab);
+    let mut other = open(&lab);
+    round_trip(&mut other).expect("it works");
+    let without = descriptors_without_victim(&mut lab);
+    let streams = load(&lab, without);
+    assert!(links(&lab).contains("pod2:"), "{}", links(&lab));
+    application.kill();
+    namespace::remove(lab.pod("victim").namespace()).expect("it is there");
+    freed(&lab, without);
+    let told = || lab.node("node2").agent_log().contains("the pod's namespace is gone");
+    assert!(wait_until(DEADLINE, told), "{}", lab.node("node2").agent_log());
+    // A namespace lives as long as any socket in it, and its link as long as the namespace.
+    assert!(wait_until(DEADLINE, || !links(&lab).contains("pod2:")), "{}", links(&lab));
+    round_trip(&mut other).expect("the other pod of the node is unharmed");
+    lab.delete_pod("victim");
+    let told = || lab.node("node2").agent_log().contains("pod withdrawn");
+    assert!(wait_until(DEADLINE, told), "{}", lab.node("node2").agent_log());
+    freed(&lab, without);
+    drop(streams);
+    round_trip(&mut other).expect("it still is");
+    round_trip(&mut open(&lab)).expect("and takes new connections");
+}
+
+/// Links of the victim's node.
+fn links(lab: &Lab) -> String {
+    let look = || std::fs::read_to_string("/proc/thread-self/net/dev").expect("it is always there");
+    namespace::run(lab.node("node2").namespace(), look).expect("the node is there")
+}
+
+/// Says that this process is to be the victim's application.
+const SERVES: &str = "ZTUNNEL_LAB_TEST_SERVES";
+
+/// This program again, as the victim's application: a process of its own can die without a word.
+struct Application(Child);
+
+impl Application {
+    fn start(lab: &Lab) -> Self {
+        let child = lab.pod("victim").run(|| {
+            Command::new(std::env::current_exe().expect("this program"))
+                .args(["--exact", "a_namespace_that_vanishes_under_load_frees_every_descriptor_and_itself"])
+                .env(SERVES, "")
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+        });
+        let application = Self(child.expect("this program again"));
+        let answers = || {
+            traffic::request(lab.pod("client"), address(lab, "victim"), b"x").is_ok_and(|reply| reply == b"x")
+        };
+        assert!(wait_until(DEADLINE, answers), "the application does not answer");
+        application
+    }
+
+    fn kill(&mut self) {
+        self.0.kill().expect("killed");
+        self.0.wait().expect("ended");
+    }
+}
+
+impl Drop for Application {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn serve_if_told() {
+    if std::env::var_os(SERVES).is_none() {
+        return;
+    }
+    let listener = TcpListener::bind(("::", PORT)).expect("a free port");
+    while let Ok((stream, _)) = traffic::accept(&listener, 3 * DEADLINE) {
+        std::thread::spawn(|| traffic::echo(stream));
+    }
+    std::process::exit(1);
 }

@@ -5,6 +5,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, OwnedFd};
 
+use rtnetlink::packet_route::address::AddressHeaderFlags;
 use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use crate::namespace;
@@ -151,7 +152,10 @@ async fn add_addresses(handle: &Handle, link: &str, addresses: &[Address]) -> Re
     let number = index(link)?;
     for &(ip, length) in addresses {
         let fail = |source| Error::Netlink { what: format!("cannot add {ip}/{length} to {link}"), source };
-        handle.address().add(number, ip, length).execute().await.map_err(fail)?;
+        let mut request = handle.address().add(number, ip, length);
+        // Usable at once: even where no duplicate is looked for, an IPv6 address is tentative for a moment.
+        request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+        request.execute().await.map_err(fail)?;
     }
     Ok(())
 }

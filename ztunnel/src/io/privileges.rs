@@ -7,10 +7,10 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(
-        "this process holds capabilities (CapEff={effective}); run it as a user without any, or set \
+        "this process holds capabilities ({set}={held}); run it as a user without any, or set \
          ALLOW_PRIVILEGES=true to accept the risk"
     )]
-    Capabilities { effective: String },
+    Capabilities { set: &'static str, held: String },
     #[error("cannot set no_new_privs: {0}")]
     NoNewPrivileges(nix::Error),
     #[error("no_new_privs is not in force although it was set")]
@@ -19,15 +19,20 @@ pub enum Error {
     Status(io::Error),
 }
 
+/// What is in force, and what could be brought into force at any time.
+const HELD: [&str; 4] = ["CapEff", "CapPrm", "CapInh", "CapAmb"];
+
 /// Gives up new privileges for ever and checks that there are none.
 pub fn drop_all() -> Result<(), Error> {
     nix::sys::prctl::set_no_new_privs().map_err(Error::NoNewPrivileges)?;
     let status = std::fs::read_to_string("/proc/self/status").map_err(Error::Status)?;
-    let effective = field(&status, "CapEff:").unwrap_or("unknown");
-    if !effective.trim_start_matches('0').is_empty() {
-        return Err(Error::Capabilities { effective: effective.to_owned() });
+    for set in HELD {
+        let held = field(&status, set).unwrap_or("unknown");
+        if !held.trim_start_matches('0').is_empty() {
+            return Err(Error::Capabilities { set, held: held.to_owned() });
+        }
     }
-    if field(&status, "NoNewPrivs:") != Some("1") {
+    if field(&status, "NoNewPrivs") != Some("1") {
         return Err(Error::NotInForce);
     }
     Ok(())
@@ -43,5 +48,5 @@ pub fn raise_open_files() {
 }
 
 fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
-    status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
+    status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
 }

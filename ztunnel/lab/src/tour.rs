@@ -166,6 +166,8 @@ fn wait_line(node: &NodeHandle, parts: &[&str]) -> Option<String> {
     found
 }
 
+/// The text of a log line's field `error`.
 fn error_of(line: &str) -> String {
-    line.split_once("error=").map_or(line, |(_, error)| error).to_owned()
+    let error = line.split_once("error=\"").and_then(|(_, rest)| rest.rsplit_once('"'));
+    error.map_or(line, |(error, _)| error).to_owned()
 }

@@ -22,64 +22,24 @@
 //! - **Unknown types** are reported and acknowledged, as the peer does, or the server would send them again.
 //! - **Nonces** are the server's: whatever came is answered with its own nonce, once, in order, repeated or empty ones too.
 
+mod lost;
 mod report;
 mod response;
+mod settings;
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use tonic::{Code, Status};
-
+pub use lost::{Lost, Unexpected};
 pub use report::{Counters, TypeReport};
 pub use response::{Rejections, Response};
+pub use settings::Settings;
 
-use crate::backoff::{Backoff, End};
+use crate::backoff::Backoff;
 use crate::proto::{self, DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use crate::resource::{self, Nonce, Rejection, ResourceName, TypeUrl, Update};
 use crate::subscription::{DemandLimits, Subscription};
 pub use crate::subscription::{Demanded, Mode, Outcome, Refused};
-
-/// What to subscribe to, and for how long to wait.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    pub node: proto::Node,
-    /// In the order of the first requests. Repeating a type changes nothing.
-    pub types: Vec<(TypeUrl, Mode)>,
-    /// How long a demand waits for its answer.
-    pub demand_timeout: Duration,
-    /// Most keys of one type that are waited for at a time.
-    pub outstanding_demands: usize,
-    /// How long a new stream may say nothing while a type was never answered.
-    pub first_answer: Duration,
-    /// The same, once the stream has said something.
-    pub next_answer: Duration,
-}
-
-/// Why there is no stream.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum Lost {
-    #[error("{0}")]
-    NotConnected(String),
-    #[error("the server ended the stream with {:?}: {}", .0.code(), .0.message())]
-    Status(Box<Status>),
-    #[error("the server closed the stream")]
-    Closed,
-    #[error("the server answered nothing for {} in {} s", list(.types), .waited.as_secs())]
-    Silent { types: Vec<TypeUrl>, waited: Duration },
-    #[error("the server did not read its requests for {} s", .waited.as_secs())]
-    Stuck { waited: Duration },
-}
-
-/// A response that the consumer gets nothing of.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unexpected {
-    #[error(
-        "the server sent {resources} resources of type \"{type_url}\", which nobody subscribed to; acknowledged"
-    )]
-    UnknownType { type_url: TypeUrl, resources: usize },
-    #[error("a response of type \"{0}\" came without a stream")]
-    NoStream(TypeUrl),
-}
 
 /// The end of a wait for a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,23 +76,10 @@ struct Stream {
     spoke: bool,
     /// When silence becomes too long, and how long that is.
     patience: Option<(Instant, Duration)>,
-    /// At most one for each response, and the shell takes no response while some wait.
+    /// One for each response; the shell reads no more responses while many wait.
     answers: VecDeque<DeltaDiscoveryRequest>,
     /// A response that is lent out.
     lent: Option<(TypeUrl, Nonce)>,
-}
-
-impl Settings {
-    pub fn new(node: proto::Node, types: Vec<(TypeUrl, Mode)>) -> Self {
-        Self {
-            node,
-            types,
-            demand_timeout: Duration::from_secs(5),
-            outstanding_demands: 4096,
-            first_answer: Duration::from_secs(60),
-            next_answer: Duration::from_secs(300),
-        }
-    }
 }
 
 impl Machine {
@@ -178,17 +125,10 @@ impl Machine {
             .filter(|stream| stream.spoke)
             .map(|stream| now.saturating_duration_since(stream.since));
         // Only what ends a stream before it said anything can have been about our first requests.
-        let too_large = worked.is_none()
-            && matches!(lost, Lost::Status(status)
-                if matches!(status.code(), Code::ResourceExhausted | Code::OutOfRange));
+        let too_large = worked.is_none() && lost.too_large();
         self.end_stream(too_large);
         self.counters.disconnects += 1;
-        let end = match lost {
-            Lost::Closed => End::Ordinary,
-            Lost::Status(status) => End::of(status),
-            Lost::NotConnected(_) | Lost::Silent { .. } | Lost::Stuck { .. } => End::Failure,
-        };
-        self.backoff.next(end, worked, random)
+        self.backoff.next(lost.end(), worked, random)
     }
 
     /// The next request to send. Poll after every event until there is none.
@@ -206,6 +146,11 @@ impl Machine {
             .answers
             .pop_front()
             .or_else(|| self.types.iter_mut().find_map(|typed| typed.subscription.changes()))
+    }
+
+    /// Answers that wait to be polled.
+    pub fn unsent_answers(&self) -> usize {
+        self.stream.as_ref().map_or(0, |stream| stream.answers.len())
     }
 
     /// A response has come. Nothing else can happen until it is answered.
@@ -389,10 +334,6 @@ fn answer(type_url: &TypeUrl, nonce: &Nonce, refusal: Option<String>) -> DeltaDi
         error_detail: refusal.map(|message| proto::Status { message, ..Default::default() }),
         ..Default::default()
     }
-}
-
-fn list(types: &[TypeUrl]) -> String {
-    types.iter().map(TypeUrl::as_str).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]

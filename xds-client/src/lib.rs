@@ -1,18 +1,20 @@
 //! The client side of delta xDS (the aggregated discovery service), as an ambient-mode node proxy needs it.
 //!
 //! - [`delta`] is the protocol without I/O: events and time in, requests and responses out.
-//! - `transport` opens streams: gRPC over TLS, token and roots read anew each time.
-//! - `client` joins the two on the control thread and serves demands from other threads.
+//! - [`transport`] opens streams: gRPC over TLS, token and roots read anew each time.
+//! - [`client`] joins the two on the control thread and serves demands from other threads.
 //!
 //! Owns the protocol: subscriptions, versions, answers, reconnecting. Must not know what a resource means: bodies are
-//! bytes, and the consumer's Sink says which of them it could apply. [`proto`] has the messages and both ends
+//! bytes, and the consumer's [`client::Sink`] says which of them it could apply. [`proto`] has the messages and both ends
 //! of the service; the control plane uses its server side.
 
 pub mod backoff;
+pub mod client;
 pub mod delta;
 pub mod node;
 pub mod resource;
 mod subscription;
+pub mod transport;
 
 pub use node::Node;
 pub use resource::{Decoded, Rejection, Resource, ResourceName, TypeUrl, Update, Version};

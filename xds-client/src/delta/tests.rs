@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use prost_types::Any;
+use tonic::Status;
 
 use super::*;
 

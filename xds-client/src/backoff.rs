@@ -50,7 +50,7 @@ impl Backoff {
         Self { last: Duration::ZERO }
     }
 
-    /// The wait before the next try. `worked` is how long the stream brought responses, if it brought any; `random` is
+    /// The wait before the next try. `worked` is how long the stream lived, if it did its duty; `random` is
     /// in 0..1. The wait lies between half of the step and the whole step.
     pub fn next(&mut self, end: End, worked: Option<Duration>, random: f64) -> Duration {
         let good = worked.is_some_and(|lived| lived >= GOOD_STREAM);

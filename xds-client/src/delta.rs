@@ -119,13 +119,12 @@ impl Machine {
 
     /// There is no stream, or none any more. Gives the wait before the next try; `random` is in 0..1.
     pub fn disconnected(&mut self, lost: &Lost, random: f64, now: Instant) -> Duration {
-        let worked = self
-            .stream
-            .as_ref()
-            .filter(|stream| stream.spoke)
-            .map(|stream| now.saturating_duration_since(stream.since));
+        let spoke = self.stream.as_ref().is_some_and(|stream| stream.spoke);
+        let lived = self.stream.as_ref().map(|stream| now.saturating_duration_since(stream.since));
+        // Once all is synced, a server may have nothing to say.
+        let worked = lived.filter(|_| spoke || self.synced());
         // Only what ends a stream before it said anything can have been about our first requests.
-        let too_large = worked.is_none() && lost.too_large();
+        let too_large = !spoke && lost.too_large();
         self.end_stream(too_large);
         self.counters.disconnects += 1;
         self.backoff.next(lost.end(), worked, random)
@@ -166,7 +165,7 @@ impl Machine {
         stream.spoke = true;
         let Some(index) = self.types.iter().position(|typed| *typed.subscription.type_url() == type_url)
         else {
-            stream.answers.push_back(answer(&type_url, &nonce, None));
+            self.queue(answer(&type_url, &nonce, None));
             self.counters.unknown_type += 1;
             self.extend_patience(now);
             return Err(Unexpected::UnknownType { type_url, resources: sent.len() });
@@ -249,27 +248,16 @@ impl Machine {
             .flat_map(|typed| typed.subscription.held())
     }
 
-    /// Answers the response that is lent out; called by `Response` alone.
+    /// The consumer has applied the response that is lent out, but for what it rejected.
     fn settle(&mut self, index: usize, update: Update, rejected: &[Rejection], now: Instant) {
-        let Some((type_url, nonce)) = self.stream.as_mut().and_then(|stream| stream.lent.take()) else {
-            return;
-        };
-        let typed = &mut self.types[index];
-        typed.synced = true;
-        typed.report.count(&update, rejected);
-        let outcomes = typed.subscription.record(update, rejected);
-        let made =
-            outcomes.into_iter().map(|(key, outcome)| Answered { type_url: type_url.clone(), key, outcome });
-        self.answered.extend(made);
-        self.queue(answer(&type_url, &nonce, response::refusal(rejected)));
-        self.extend_patience(now);
+        if self.close(index, update, rejected, response::refusal(rejected)) {
+            self.types[index].synced = true;
+            self.extend_patience(now);
+        }
     }
 
-    /// Refuses a response as a whole: its consumer did not say what became of it, so nothing of it counts.
+    /// The consumer did not say what became of the response that is lent out, so nothing of it counts.
     fn refuse(&mut self, index: usize, update: Update) {
-        let Some((type_url, nonce)) = self.stream.as_mut().and_then(|stream| stream.lent.take()) else {
-            return;
-        };
         let reject = |name: ResourceName| Rejection::new(name, response::UNANSWERED);
         let mut rejected: Vec<_> =
             update.changed.iter().map(|resource| reject(resource.name.clone())).collect();
@@ -277,13 +265,27 @@ impl Machine {
             rejected.push(reject("<response>".into()));
         }
         let untold = Update { removed: Vec::new(), ..update };
+        self.close(index, untold, &rejected, Some(response::UNANSWERED.to_owned()));
+    }
+
+    /// Records what was applied and answers. False if nothing is lent out.
+    fn close(
+        &mut self,
+        index: usize,
+        update: Update,
+        rejected: &[Rejection],
+        refusal: Option<String>,
+    ) -> bool {
+        let Some((type_url, nonce)) = self.stream.as_mut().and_then(|stream| stream.lent.take()) else {
+            return false;
+        };
         let typed = &mut self.types[index];
-        typed.report.count(&untold, &rejected);
-        let outcomes = typed.subscription.record(untold, &rejected);
-        let made =
-            outcomes.into_iter().map(|(key, outcome)| Answered { type_url: type_url.clone(), key, outcome });
-        self.answered.extend(made);
-        self.queue(answer(&type_url, &nonce, Some(response::UNANSWERED.to_owned())));
+        typed.report.count(&update, rejected);
+        for (key, outcome) in typed.subscription.record(update, rejected) {
+            self.answered.push_back(Answered { type_url: type_url.clone(), key, outcome });
+        }
+        self.queue(answer(&type_url, &nonce, refusal));
+        true
     }
 
     /// A response whose destructor never ran is gone; the server is told so.

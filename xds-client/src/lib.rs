@@ -24,3 +24,6 @@ pub use subscription::{Mode, Outcome};
 pub mod proto {
     tonic::include_proto!("envoy.service.discovery.v3");
 }
+
+#[cfg(test)]
+mod wire_tests;

@@ -1,9 +1,9 @@
 //! What the client wants and holds of one type.
 //!
 //! Owns the version map, which outlives streams and is told to the server when one begins, so that nothing unchanged is
-//! sent again; and, for an on-demand type, the demands (`on_demand`). Holds names and versions only, never bodies: a
-//! million workloads cost their names plus 32 bytes each. Must not know responses, nonces or streams beyond "one began"
-//! and "it ended".
+//! sent again; and, for an on-demand type, the demands (`on_demand`). Holds names and versions only, never bodies:
+//! a million workloads with names of 60 bytes take 140 MiB, and 200 MiB if each has a version of its own. Must not know
+//! responses, nonces or streams beyond "one began" and "it ended".
 //!
 //! A server may refuse the versions for their size (istiod takes 4 MiB at most, which some ten thousand workloads fill).
 //! Then the next stream begins without them; the first response brings everything, and what it does not bring has gone.
@@ -186,6 +186,9 @@ impl Subscription {
     pub(crate) fn record(&mut self, update: Update, rejected: &[Rejection]) -> Vec<(ResourceName, Outcome)> {
         let rejected: HashSet<&str> = rejected.iter().map(|rejection| rejection.name.as_str()).collect();
         let mut answered = Vec::new();
+        if self.held.is_empty() {
+            self.held.reserve(update.changed.len());
+        }
         for resource in update.changed {
             let applied = !rejected.contains(resource.name.as_str());
             if let Some(on_demand) = &mut self.on_demand {

@@ -11,7 +11,6 @@ mod credentials;
 mod tls;
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use futures::TryStreamExt;
 use futures::stream::{self, BoxStream};
@@ -91,8 +90,6 @@ pub enum Error {
     Roots { place: String, reason: String },
     #[error("the xDS server {address} cannot be reached: {reason}")]
     Connect { address: String, reason: String },
-    #[error("the xDS server {address} cannot be reached: no connection in {} s", .waited.as_secs())]
-    Timeout { address: String, waited: Duration },
 }
 
 /// gRPC to one server.

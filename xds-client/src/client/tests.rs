@@ -272,6 +272,17 @@ async fn a_server_that_does_not_read_is_left() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_stream_of_which_only_one_half_is_left_is_left() {
+    let mut bench = start(Mode::Wildcard, vec![]);
+    let mut peer = bench.greeted().await;
+    peer.requests.close();
+    peer.send(response(ADDRESS, "n1", &["a"])).await;
+    let next = bench.peer().await;
+    assert_eq!((next.opened - peer.opened).as_secs(), 30);
+    assert_eq!(bench.names(), ["a"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_response_of_an_unknown_type_disturbs_nothing() {
     let mut bench = start(Mode::Wildcard, vec![]);
     let mut peer = bench.greeted().await;

@@ -7,12 +7,14 @@ use tonic::{Code, Status};
 use crate::backoff::End;
 use crate::resource::TypeUrl;
 
+const LONGEST_TEXT: usize = 512;
+
 /// Why there is no stream.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Lost {
     #[error("{0}")]
     NotConnected(String),
-    #[error("the server ended the stream with {:?}: {}", .0.code(), .0.message())]
+    #[error("the server ended the stream with {:?}: {}", .0.code(), foreign(.0.message()))]
     Status(Box<Status>),
     #[error("the server closed the stream")]
     Closed,
@@ -25,11 +27,9 @@ pub enum Lost {
 /// A response that the consumer gets nothing of.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unexpected {
-    #[error(
-        "the server sent {resources} resources of type \"{type_url}\", which nobody subscribed to; acknowledged"
-    )]
+    #[error("the server sent {resources} resources of type \"{}\", which nobody subscribed to; acknowledged", foreign(.type_url.as_str()))]
     UnknownType { type_url: TypeUrl, resources: usize },
-    #[error("a response of type \"{0}\" came without a stream")]
+    #[error("a response of type \"{}\" came without a stream", foreign(.0.as_str()))]
     NoStream(TypeUrl),
 }
 
@@ -43,12 +43,25 @@ impl Lost {
         }
     }
 
-    /// Go and Rust servers refuse a request for its size with different codes.
+    /// Whether a request was refused for its size. The code alone does not tell: istiod says ResourceExhausted as well
+    /// when it is asked too often.
     pub(super) fn too_large(&self) -> bool {
-        matches!(self, Self::Status(status) if matches!(status.code(), Code::ResourceExhausted | Code::OutOfRange))
+        let Self::Status(status) = self else { return false };
+        let says = |text| status.message().contains(text);
+        match status.code() {
+            // Go, Rust.
+            Code::ResourceExhausted => says("larger than max"),
+            Code::OutOfRange => says("too large"),
+            _ => false,
+        }
     }
 }
 
 fn list(types: &[TypeUrl]) -> String {
     types.iter().map(TypeUrl::as_str).collect::<Vec<_>>().join(", ")
+}
+
+/// A text of the server's for a log line of ours.
+fn foreign(text: &str) -> String {
+    text[..text.floor_char_boundary(LONGEST_TEXT)].escape_debug().to_string()
 }

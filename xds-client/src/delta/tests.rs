@@ -304,8 +304,11 @@ fn versions_that_a_server_finds_too_large_are_left_out() {
     bench.ack(response(POLICY, "n2").with("ns/p", "1", &[]));
     bench.disconnect();
     assert_eq!(bench.connect()[0].initial_resource_versions.len(), 1200);
-    let lost = Lost::Status(Box::new(Status::resource_exhausted("received message larger than max")));
-    bench.machine.disconnected(&lost, 0.5, bench.now);
+    let lost = |text: &str| Lost::Status(Box::new(Status::resource_exhausted(text)));
+    bench.machine.disconnected(&lost("request rate limit exceeded"), 0.5, bench.now);
+    assert_eq!(bench.connect()[0].initial_resource_versions.len(), 1200);
+    let too_large = lost("grpc: received message larger than max (5000000 vs. 4194304)");
+    bench.machine.disconnected(&too_large, 0.5, bench.now);
     let [address, policy] = &bench.connect()[..] else { panic!("two requests") };
     assert!(address.initial_resource_versions.is_empty());
     assert_eq!(resumed(policy), versions(&[("ns/p", "1")]), "a small type resumes");
@@ -319,6 +322,30 @@ fn versions_that_a_server_finds_too_large_are_left_out() {
     assert_eq!(bench.held(ADDRESS).len(), 1101);
     bench.ack(response(ADDRESS, "m2"));
     assert_eq!(bench.held(ADDRESS).len(), 1101, "only the first response is the whole");
+}
+
+#[test]
+fn a_stream_that_had_nothing_to_say_was_a_good_one() {
+    let mut bench = Bench::synced(Mode::Wildcard);
+    let mut wait = |seconds: u64| {
+        bench.now += Duration::from_secs(seconds);
+        let wait = bench.machine.disconnected(&Lost::Closed, 1.0, bench.now).as_millis();
+        bench.machine.connected(bench.now);
+        wait
+    };
+    assert_eq!([wait(1), wait(1), wait(1), wait(3600), wait(1)], [10, 20, 40, 10, 20]);
+}
+
+#[test]
+fn what_a_server_says_cannot_break_a_log_line() {
+    let lost = Lost::Status(Box::new(Status::internal(format!("a\nb{}", "c".repeat(5000)))));
+    let text = lost.to_string();
+    assert!(
+        text.starts_with("the server ended the stream with Internal: a\\nbcc") && text.len() < 600,
+        "{text}"
+    );
+    let unknown = Unexpected::UnknownType { type_url: "x\ny".into(), resources: 1 };
+    assert!(unknown.to_string().contains("\"x\\ny\""), "{unknown}");
 }
 
 #[test]

@@ -167,3 +167,14 @@ fn many_demands_are_cut_into_requests() {
     let sizes: Vec<_> = bench.sent().iter().map(|request| request.resource_names_subscribe.len()).collect();
     assert_eq!(sizes, [1000, 1000, 500]);
 }
+
+#[test]
+fn an_answer_that_crosses_an_unsubscription_is_asked_for_anew() {
+    let mut bench = Bench::synced(Mode::OnDemand);
+    waiting(&mut bench, "net/10.0.0.1");
+    bench.sent();
+    bench.pass(5).expect("no deadline of the stream");
+    assert_eq!(names(bench.sent()), [leaves(&["net/10.0.0.1"])]);
+    bench.ack(response(ADDRESS, "n1").with("uid-1", "1", &["net/10.0.0.1"]).with("uid-2", "1", &[]));
+    assert_eq!(names(bench.sent())[1..], [asks(&["uid-1"])], "what was sent unasked is subscribed already");
+}

@@ -11,7 +11,7 @@ use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterio
 use summary::{Row, Summary};
 use ztunnel_lab::bulk::{self, Direction, Until};
 use ztunnel_lab::lab::Options;
-use ztunnel_lab::{Lab, Spec, measure, spec, traffic};
+use ztunnel_lab::{Lab, Manifests, measure, traffic};
 
 const BULK: u16 = 8082;
 const ECHO: u16 = 8080;
@@ -22,8 +22,8 @@ const DIRECT: [&str; 2] = ["legacy", "legacy-2"];
 const HBONE: [&str; 2] = ["web", "bench"];
 
 fn hbone(criterion: &mut Criterion) {
-    let spec = Spec::parse(spec::DEFAULT, "built-in").expect("the built-in lab is valid");
-    let lab = Lab::up("bench", spec, Options::default()).unwrap_or_else(|error| panic!("{error}"));
+    let lab =
+        Lab::up("bench", &Manifests::builtin(), Options::default()).unwrap_or_else(|error| panic!("{error}"));
     for [_, server] in [DIRECT, HBONE] {
         bulk::serve(lab.pod(server), BULK).expect("a free port");
         traffic::serve(lab.pod(server), ECHO, traffic::echo).expect("a free port");

@@ -1,1 +1,3 @@
-//! Benchmarks only; see `benches/`.
+//! Measurements; what they have in common is the mesh that they are made with.
+
+pub mod mesh;

@@ -1,18 +1,25 @@
-//! `ztunnel-controller`: the mesh's certificate authority as a process.
+//! `ztunnel-controller`: the mesh's xDS server and certificate authority as a process.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
-use control_plane::ca::authenticate::Nodes;
-use control_plane::ca::{Authority, server};
+use control_plane::ca::authenticate::{Nodes, Residents};
+use control_plane::ca::server::Access;
+use control_plane::ca::{Ca, Files, Folders};
+use control_plane::mesh::{Mesh, View};
+use control_plane::source::layers::Layers;
+use control_plane::{index, server, status, xds};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
+use ztunnel_model::Identity;
 
-/// Serves the mesh's certificate authority (Istio's CreateCertificate) over TLS.
+/// Serves the mesh over TLS: delta xDS made of Kubernetes manifests, and Istio's CreateCertificate.
 #[derive(Debug, Parser)]
 #[command(name = "ztunnel-controller", version)]
 struct Args {
@@ -20,11 +27,45 @@ struct Args {
     #[arg(long, env = "CONTROLLER_LISTEN", value_name = "ADDR:PORT")]
     listen: SocketAddr,
 
-    /// Folder of the root: root-cert.pem for the clients, root-key.pem for nobody else. Made on the first start.
+    /// Folder of the signing material: tls.crt, tls.key, ca.crt (and extra-roots.pem), as cert-manager's secrets hold
+    /// it. A root is made on the first start when there is none. Read again when it changes.
     #[arg(long, env = "CONTROLLER_CA_DIR", value_name = "DIR")]
     ca_dir: PathBuf,
 
-    /// JSON file of the nodes, their tokens and the identities each may ask for. Read again when it changes.
+    /// Folder for what the CA writes: root-cert.pem for the clients, ca-crl.pem for the proxies, its register. [default:
+    /// the folder of the signing material]
+    #[arg(long, env = "CONTROLLER_CA_STATE_DIR", value_name = "DIR")]
+    ca_state_dir: Option<PathBuf>,
+
+    /// YAML or JSON file of what is revoked: lists `serials` and `identities`. Read again when it changes. [default:
+    /// revoked.yaml in the state folder]
+    #[arg(long, env = "CONTROLLER_REVOKED", value_name = "FILE")]
+    revoked: Option<PathBuf>,
+
+    /// Folder of Kubernetes manifests; may be given several times: of an object that stands in more than one, the last
+    /// folder's counts. Followed while it changes. Without one there is no xDS.
+    #[arg(long, env = "CONTROLLER_MANIFESTS", value_name = "DIR", value_delimiter = ',')]
+    manifests: Vec<PathBuf>,
+
+    /// SPIFFE trust domain of the mesh.
+    #[arg(long, env = "CONTROLLER_TRUST_DOMAIN", value_name = "NAME", default_value = "cluster.local")]
+    trust_domain: String,
+
+    /// Name of the cluster, the first part of workload uids.
+    #[arg(long, env = "CONTROLLER_CLUSTER_ID", value_name = "NAME", default_value = "Kubernetes")]
+    cluster_id: String,
+
+    /// Namespace whose policies without a selector are for the whole mesh.
+    #[arg(long, env = "CONTROLLER_ROOT_NAMESPACE", value_name = "NAME", default_value = "istio-system")]
+    root_namespace: String,
+
+    /// Address and port for /policies, /mistakes, /clients and /certificates (JSON over HTTP, unprotected). None if it is
+    /// not given.
+    #[arg(long, env = "CONTROLLER_STATUS_LISTEN", value_name = "ADDR:PORT")]
+    status_listen: Option<SocketAddr>,
+
+    /// JSON file of the nodes and their tokens. `identities` that a node may ask for beside those of its meshed pods are
+    /// for a mesh without manifests. Read again when it changes.
     #[arg(long, env = "CONTROLLER_NODES", value_name = "FILE")]
     nodes: PathBuf,
 
@@ -52,7 +93,7 @@ enum Error {
     #[error("--log {filter}: {source}")]
     Log { filter: String, source: tracing_subscriber::filter::ParseError },
     #[error(transparent)]
-    Authority(#[from] control_plane::ca::authority::Error),
+    Ca(#[from] control_plane::ca::running::Error),
     #[error(transparent)]
     Nodes(#[from] control_plane::ca::authenticate::Error),
     #[error("cannot listen on {address}: {source}")]
@@ -79,30 +120,92 @@ fn run(args: Args) -> Result<(), Error> {
     let filter =
         EnvFilter::try_new(&args.log).map_err(|source| Error::Log { filter: args.log.clone(), source })?;
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
-    let authority = Authority::create_or_load(&args.ca_dir)?;
-    let nodes = Nodes::open(&args.nodes)?;
+    let state = args.ca_state_dir.clone().unwrap_or_else(|| args.ca_dir.clone());
+    let revoked = args.revoked.clone().unwrap_or_else(|| state.join("revoked.yaml"));
+    let ca =
+        Arc::new(Ca::open(Files { folders: Folders { material: args.ca_dir.clone(), state }, revoked })?);
+    let nodes = Arc::new(Nodes::open(&args.nodes)?);
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Runtime)?;
-    runtime.block_on(async {
-        let listener = TcpListener::bind(args.listen)
-            .await
-            .map_err(|source| Error::Listen { address: args.listen, source })?;
-        let address = listener.local_addr().unwrap_or(args.listen);
-        let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signals)?;
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signals)?;
-        let stop = async {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-            tracing::info!("stopping");
+    runtime.block_on(serve(args, ca, nodes))
+}
+
+async fn serve(args: Args, ca: Arc<Ca>, nodes: Arc<Nodes>) -> Result<(), Error> {
+    let listener = bind(args.listen).await?;
+    let address = listener.local_addr().unwrap_or(args.listen);
+    let stop = stop()?;
+    let config = server::Config { hosts: args.hosts, max_ttl: args.max_ttl };
+    let serving = if args.manifests.is_empty() {
+        tokio::spawn(server::serve(
+            listener,
+            ca,
+            Access::of(nodes),
+            None,
+            config,
+            stop.clone().cancelled_owned(),
+        ))
+    } else {
+        let index = index::Config {
+            trust_domain: args.trust_domain,
+            cluster_id: args.cluster_id,
+            root_namespace: args.root_namespace,
+            ..index::Config::default()
         };
-        tracing::info!(%address, ca_dir = %args.ca_dir.display(), hosts = args.hosts.join(","), "ready");
-        let config = server::Config { hosts: args.hosts, max_ttl: args.max_ttl };
-        server::serve(listener, authority, nodes, config, stop).await?;
-        tracing::info!("stopped");
-        Ok(())
-    })
+        let (writer, store) = xds::store();
+        let (mesh, view) = Mesh::new(index, Layers::open(&args.manifests), writer);
+        tokio::spawn(mesh.follow(ca.crl()));
+        let discovery = xds::service(store, nodes.clone(), Arc::new(xds::Everything), xds::Limits::default());
+        if let Some(address) = args.status_listen {
+            let sources =
+                status::Sources { mesh: view.clone(), clients: discovery.clients(), ca: ca.clone() };
+            let listener = bind(address).await?;
+            tokio::spawn(status::serve(listener, sources, stop.clone().cancelled_owned()));
+        }
+        let residents = Arc::new(Either(view, nodes.clone()));
+        let access = Access { authenticate: nodes, residents };
+        tokio::spawn(server::serve(
+            listener,
+            ca,
+            access,
+            Some(discovery),
+            config,
+            stop.clone().cancelled_owned(),
+        ))
+    };
+    tracing::info!(%address, ca_dir = %args.ca_dir.display(), manifests = args.manifests.len(), "ready");
+    serving.await.expect("invariant: the server is neither aborted nor does it panic")?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// An identity lives on a node if the mesh or the nodes file says so.
+struct Either(View, Arc<Nodes>);
+
+impl Residents for Either {
+    fn may_hold(&self, node: &str, identity: &Identity) -> bool {
+        self.0.may_hold(node, identity) || self.1.may_hold(node, identity)
+    }
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
+    TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })
+}
+
+/// Cancelled by SIGTERM or SIGINT.
+fn stop() -> Result<CancellationToken, Error> {
+    let stop = CancellationToken::new();
+    let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signals)?;
+    let stopping = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping");
+        stopping.cancel();
+    });
+    Ok(stop)
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

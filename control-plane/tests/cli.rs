@@ -65,7 +65,7 @@ fn version_and_help_are_there() {
     );
     let output = controller().arg("--help").output().unwrap();
     let help = String::from_utf8_lossy(&output.stdout).into_owned();
-    for option in ["--listen", "--ca-dir", "--nodes", "--host", "--max-ttl"] {
+    for option in ["--listen", "--ca-dir", "--ca-state-dir", "--revoked", "--nodes", "--host", "--max-ttl"] {
         assert!(help.contains(option), "{help} lacks {option}");
     }
 }
@@ -99,9 +99,11 @@ fn it_says_ready_and_ends_cleanly_at_sigterm() {
     let mut child = folder.controller().stderr(Stdio::piped()).spawn().unwrap();
     let lines = BufReader::new(child.stderr.take().unwrap()).lines();
     let mut lines = lines.map(Result::unwrap);
-    let ready = lines.find(|line| line.contains("ready")).expect("it becomes ready");
+    let ready = lines.find(|line| line.contains(": ready ")).expect("it becomes ready");
     assert!(ready.contains("address=127.0.0.1:"), "{ready}");
-    assert!(folder.0.join("ca/root-cert.pem").exists() && folder.0.join("ca/root-key.pem").exists());
+    for name in ["tls.crt", "tls.key", "ca.crt", "root-cert.pem", "ca-crl.pem"] {
+        assert!(folder.0.join("ca").join(name).exists(), "{name}");
+    }
     terminate(&child);
     assert!(wait(&mut child).success());
     assert!(lines.any(|line| line.contains("stopped")));

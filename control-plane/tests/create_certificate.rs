@@ -4,12 +4,15 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use control_plane::ca::authenticate::Nodes;
 use control_plane::ca::proto::IstioCertificateRequest;
 use control_plane::ca::proto::istio_certificate_service_client::IstioCertificateServiceClient;
-use control_plane::ca::{Authority, server};
+use control_plane::ca::server::Access;
+use control_plane::ca::{Authority, Ca};
+use control_plane::server;
 use prost_types::value::Kind;
 use prost_types::{Struct, Value};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, SanType};
@@ -26,6 +29,7 @@ const DEADLINE: Duration = Duration::from_secs(20);
 struct Controller {
     address: SocketAddr,
     root: String,
+    ca: Arc<Ca>,
     nodes: PathBuf,
     stop: oneshot::Sender<()>,
     served: tokio::task::JoinHandle<Result<(), server::Error>>,
@@ -35,8 +39,8 @@ impl Controller {
     async fn start(name: &str) -> Self {
         let nodes = std::env::temp_dir().join(format!("controller-{name}-{}.json", std::process::id()));
         write_nodes(&nodes, &[CART]);
-        let authority = Authority::ephemeral().unwrap();
-        let root = authority.root().to_owned();
+        let ca = Arc::new(Ca::ephemeral().unwrap());
+        let root = ca.authority().root();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel();
@@ -44,11 +48,11 @@ impl Controller {
             hosts: vec!["127.0.0.1".to_owned(), "controller.test".to_owned()],
             max_ttl: Duration::from_secs(3600),
         };
-        let opened = Nodes::open(&nodes).unwrap();
-        let served = tokio::spawn(server::serve(listener, authority, opened, config, async {
+        let access = Access::of(Arc::new(Nodes::open(&nodes).unwrap()));
+        let served = tokio::spawn(server::serve(listener, ca.clone(), access, None, config, async {
             let _ = stopped.await;
         }));
-        Self { address, root, nodes, stop, served }
+        Self { address, root, ca, nodes, stop, served }
     }
 
     async fn channel(&self, name: &str, root: &str) -> Result<Channel, tonic::transport::Error> {
@@ -145,6 +149,20 @@ async fn others_are_refused_by_the_right_code() {
     let huge = IstioCertificateRequest { csr: "x".repeat(1 << 20), ..good() };
     controller.refusal(Some("secret"), huge, Code::OutOfRange).await;
     controller.ask(Some("secret"), good()).await.expect("the good are unharmed");
+    use control_plane::ca::counters::Reason;
+    let counters = controller.ca.counters();
+    let counted = [
+        (Reason::TokenMissing, 1),
+        (Reason::TokenUnknown, 1),
+        (Reason::NotOnNode, 3),
+        (Reason::Mismatch, 1),
+        (Reason::Malformed, 2),
+        (Reason::Validity, 1),
+    ];
+    for (reason, count) in counted {
+        assert_eq!(counters.refused(reason), count, "{reason:?}");
+    }
+    assert_eq!(counters.issued(), 1);
 }
 
 #[tokio::test]
@@ -162,7 +180,7 @@ async fn the_server_proves_its_names_under_its_root_and_no_others() {
     controller.channel("127.0.0.1", &controller.root).await.expect("the address is a name of the server");
     controller.channel("other.test", &controller.root).await.expect_err("another name");
     let rogue = Authority::ephemeral().unwrap();
-    controller.channel("127.0.0.1", rogue.root()).await.expect_err("another root");
+    controller.channel("127.0.0.1", &rogue.root()).await.expect_err("another root");
 }
 
 #[tokio::test]

@@ -31,7 +31,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 pub use lost::{Lost, Unexpected};
-pub use report::{Counters, TypeReport};
+pub use report::{Counters, Terminations, TypeReport};
 pub use response::{Rejections, Response};
 pub use settings::Settings;
 
@@ -127,6 +127,7 @@ impl Machine {
         let too_large = !spoke && lost.too_large();
         self.end_stream(too_large);
         self.counters.disconnects += 1;
+        self.counters.terminations.count(lost);
         self.backoff.next(lost.end(), worked, random)
     }
 
@@ -172,6 +173,8 @@ impl Machine {
         };
         stream.lent = Some((type_url.clone(), nonce));
         let (changed, refused) = resource::sort_out(&type_url, sent);
+        self.types[index].report.bytes +=
+            changed.iter().map(|resource| resource.body.len() as u64).sum::<u64>();
         let removed = removed_resources.into_iter().map(ResourceName::from).collect();
         let mut update = Update { type_url, changed, removed };
         self.types[index].subscription.complete(&mut update, &refused);

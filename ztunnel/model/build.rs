@@ -4,6 +4,11 @@
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(["workload.proto", "authorization.proto"], ["proto"])?;
-    tonic_prost_build::configure().build_client(false).build_server(false).compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        // Equal resources are equal bytes.
+        .btree_map(".")
+        .build_client(false)
+        .build_server(false)
+        .compile_fds(descriptors)?;
     Ok(())
 }

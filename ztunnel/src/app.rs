@@ -2,31 +2,29 @@
 //!
 //! The main thread is the control thread: certificates, pods, state, admin, metrics. The workers carry connections.
 
-use std::collections::BTreeMap;
-use std::path::Path;
-use std::sync::Arc;
+mod dump;
+mod feeds;
+mod settings;
 
-use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use serde_json::json;
 use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
-use ztunnel_model::Service;
-use ztunnel_model::codec::static_config::{
-    EndpointView, PolicyView, ServiceView, StaticConfig, WorkloadView,
-};
 
-use crate::admin::{self, Dump, Readiness};
-use crate::config::{self, Config, StaticSource};
-use crate::hbone;
+use crate::admin::{self, Readiness};
+use crate::config::{self, Config};
 use crate::identity;
 use crate::io::privileges;
 use crate::io::worker::Workers;
-use crate::net::socket::{Keepalive, Options};
+use crate::pod;
 use crate::pod::manager::Local;
-use crate::pod::{self, View};
-use crate::proxy::Shared;
 use crate::shutdown::{self, Drain};
-use crate::state::{self, Reader, feed};
-use crate::telemetry::{self, Log, Metrics};
+use crate::state::feed;
+use crate::telemetry::{self, CertificateFacts, Log, Metrics};
+use crate::tls::revocation::Revocations;
+use feeds::Audience;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -46,6 +44,10 @@ pub enum Error {
     Feed(#[from] feed::Error),
     #[error(transparent)]
     Admin(#[from] admin::Error),
+    #[error(transparent)]
+    Discovery(#[from] xds_client::transport::Error),
+    #[error(transparent)]
+    Node(#[from] xds_client::node::Error),
     #[error("CA_ADDRESS \"{0}\" is not a URI")]
     CaAddress(String),
     #[error("CA_ADDRESS is empty: without a CA no pod has a certificate")]
@@ -80,14 +82,25 @@ async fn control(config: Config, log: Log) -> Result<(), Error> {
         (readiness.register("state manager"), readiness.register("workload proxy manager"));
     let listeners = admin::Listeners::bind(&config.admin).await?;
 
-    let (reader, static_config) = feed_state(&config)?;
-    drop(state_pending);
     let stop = CancellationToken::new();
-    let (manager, identities) = identity::Manager::new(identity_config(&config)?);
+    let revocations = Revocations::default();
+    if let Some(path) = &config.identity.crl_path {
+        tokio::task::spawn_local(revocations.clone().follow_file(path.clone()));
+    }
+    let (manager, identities) = identity::Manager::new(settings::identity(&config)?, revocations.clone());
     tokio::task::spawn_local(manager.run(stop.clone()));
+    let audience = Audience {
+        metrics: metrics.clone(),
+        identities: identities.clone(),
+        revocations,
+        node: config.node.name.clone(),
+    };
+    let feeds = feeds::start(&config, audience, state_pending, &stop)?;
+    let shown = identities.clone();
+    metrics.show_certificates(move || certificate_facts(&shown));
 
     let workers = Arc::new(Workers::start(config.workers, |_| Local::default())?);
-    let shared = Arc::new(shared(&config, reader.clone(), metrics.clone(), drain.clone()));
+    let shared = Arc::new(settings::shared(&config, &feeds, metrics.clone(), drain.clone()));
     let (pods, view) = pod::Manager::new(
         workers.clone(),
         shared,
@@ -98,7 +111,7 @@ async fn control(config: Config, log: Log) -> Result<(), Error> {
     );
     let pods = tokio::task::spawn_local(pods.run());
 
-    let dump = Arc::new(dump(&config, reader, static_config, identities, view));
+    let dump = Arc::new(dump::dump(&config, &feeds, identities, view));
     let sources =
         admin::Sources { dump, metrics, levels: log.levels.clone(), readiness, drain: drain.clone() };
     let serving = tokio::task::spawn_local(listeners.serve(sources, stop.clone()));
@@ -115,128 +128,13 @@ async fn control(config: Config, log: Log) -> Result<(), Error> {
     Ok(())
 }
 
-type Applied = Arc<arc_swap::ArcSwap<StaticConfig>>;
-
-/// The first state; a file is followed from then on.
-fn feed_state(config: &Config) -> Result<(Reader, Applied), Error> {
-    let (mut writer, reader) = state::new();
-    let applied: Applied = Arc::default();
-    match &config.static_config {
-        None => tracing::warn!("no static configuration (LOCAL_XDS_PATH, LOCAL_XDS): no workload is known"),
-        Some(StaticSource::Inline(text)) => {
-            applied.store(Arc::new(feed::apply_text(&mut writer, text, "LOCAL_XDS")?));
-        }
-        Some(StaticSource::Path(path)) => {
-            let (watched, first) = feed::Watched::start(&mut writer, Path::new(path))?;
-            applied.store(Arc::new(first));
-            let shown = applied.clone();
-            tokio::task::spawn_local(
-                watched.follow(writer, move |config| shown.store(Arc::new(config.clone()))),
-            );
-        }
-    }
-    Ok((reader, applied))
-}
-
-fn shared(config: &Config, reader: Reader, metrics: Arc<Metrics>, drain: Drain) -> Shared {
-    Shared {
-        reader,
-        metrics,
-        node: config.node.name.clone(),
-        hbone: hbone::Settings {
-            stream_window: config.hbone.stream_window,
-            connection_window: config.hbone.connection_window,
-            frame_size: config.hbone.frame_size,
-            max_streams: config.hbone.max_streams as usize,
-            unused_release: config.hbone.unused_release,
-        },
-        sockets: Options {
-            keepalive: config.sockets.keepalive.as_ref().map(|keepalive| Keepalive {
-                time: keepalive.time,
-                interval: keepalive.interval,
-                retries: keepalive.retries,
-            }),
-            user_timeout: config.sockets.user_timeout,
-        },
-        original_source: config.sockets.original_source,
-        response_baggage: config.response_baggage,
-        policy_at_info: config.telemetry.policy_info,
-        drain,
-        stocks: crate::net::stock::Budget::default(),
-    }
-}
-
-fn identity_config(config: &Config) -> Result<identity::Config, Error> {
-    let written = &config.identity;
-    let address = written.ca_address.clone().ok_or(Error::NoCa)?;
-    Ok(identity::Config {
-        ca_address: address.parse().map_err(|_| Error::CaAddress(address))?,
-        ca_root: match &written.ca_root {
-            config::RootSource::File(path) => identity::RootSource::Path(path.clone()),
-            config::RootSource::System => identity::RootSource::System,
-            config::RootSource::Inline(pem) => identity::RootSource::Inline(pem.clone()),
-        },
-        alt_hostname: written.alt_hostname.clone(),
-        headers: written
-            .headers
-            .iter()
-            .map(|(name, value)| (name.clone(), value.expose().to_owned()))
-            .collect(),
-        token: written.token.as_ref().map(|token| match token {
-            config::TokenSource::File(path) => identity::TokenSource::Path(path.clone()),
-            config::TokenSource::Literal(secret) => {
-                identity::TokenSource::Literal(secret.expose().to_owned())
-            }
-        }),
-        cluster_id: written.cluster_id.clone(),
-        secret_ttl: written.secret_ttl,
-    })
-}
-
-/// The keys of interop.md section 11.5.
-fn dump(config: &Config, reader: Reader, applied: Applied, identities: identity::Handle, view: View) -> Dump {
-    let (workloads, services, policies, staged) = (reader.clone(), reader.clone(), reader.clone(), reader);
-    let shown = json!(config);
-    Dump::new()
-        .part("workloads", move || {
-            workloads.snapshot().workloads().map(|workload| json!(WorkloadView::from(&**workload))).collect()
-        })
-        .part("services", move || {
-            let snapshot = services.snapshot();
-            let view = |service: &Arc<Service>| {
-                ServiceView::new(service, snapshot.endpoints(&service.key).iter().map(endpoint_view))
-            };
-            snapshot.services().map(|service| json!(view(service))).collect()
-        })
-        .part("policies", move || {
-            policies.snapshot().policies().map(|policy| json!(PolicyView::from(&**policy))).collect()
-        })
-        .part("stagedServices", move || staged_services(&staged))
-        .part("staticConfig", move || static_dump(&applied.load()))
-        .part("version", admin::version)
-        .part("config", move || shown.clone())
-        .part("certificates", move || json!(identities.certificates()))
-        .part("workloadState", move || view.dump())
-}
-
-fn staged_services(reader: &Reader) -> Value {
-    let snapshot = reader.snapshot();
-    let staged = snapshot.staged().map(|(key, endpoints)| {
-        let endpoints: BTreeMap<_, _> = endpoints.iter().map(endpoint_view).collect();
-        (key.to_string(), json!(endpoints))
-    });
-    Value::Object(staged.collect())
-}
-
-fn endpoint_view(endpoint: &state::Endpoint) -> (String, EndpointView) {
-    let uid = endpoint.workload.uid.to_string();
-    (uid, EndpointView::new(&endpoint.workload, &endpoint.ports))
-}
-
-fn static_dump(config: &StaticConfig) -> Value {
-    json!({
-        "workloads": config.workloads.iter().map(WorkloadView::from).collect::<Vec<_>>(),
-        "services": config.services.iter().map(|service| ServiceView::new(service, [])).collect::<Vec<_>>(),
-        "policies": config.policies.iter().map(PolicyView::from).collect::<Vec<_>>(),
-    })
+fn certificate_facts(identities: &identity::Handle) -> CertificateFacts {
+    let identity::Counters { fetched, failed, expired, revoked, held } = identities.counters();
+    let now = SystemTime::now();
+    let seconds = |end: SystemTime| match end.duration_since(now) {
+        Ok(left) => i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+        Err(over) => i64::try_from(over.duration().as_secs()).map_or(i64::MIN, |over| -over),
+    };
+    let expiries = identities.ends().into_iter().map(|(identity, end)| (identity, seconds(end))).collect();
+    CertificateFacts { fetched, failed, expired, revoked, held, expiries }
 }

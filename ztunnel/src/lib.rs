@@ -102,7 +102,7 @@
 //! The state has one writer, many readers, and what they read cannot be changed:
 //! ```
 //! let (mut writer, reader) = ztunnel::state::new();
-//! writer.publish(ztunnel::state::Snapshot::default());
+//! writer.apply(ztunnel::state::Origin::Static, ztunnel::state::Batch::default());
 //! let _ = reader.clone().snapshot();
 //! ```
 //! ```compile_fail,E0599
@@ -111,7 +111,7 @@
 //! ```
 //! ```compile_fail,E0599
 //! let (_, reader) = ztunnel::state::new();
-//! reader.publish(ztunnel::state::Snapshot::default());
+//! reader.apply(ztunnel::state::Origin::Static, ztunnel::state::Batch::default());
 //! ```
 //! ```compile_fail,E0594
 //! let (_, reader) = ztunnel::state::new();

@@ -9,11 +9,33 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use aws_lc_rs::{constant_time, digest};
 use serde::Deserialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use ztunnel_model::Identity;
+
+/// Tells which node shows a token.
+pub trait Authenticate: Send + Sync {
+    fn node(&self, token: &str) -> Result<String, Refused>;
+}
+
+/// Tells which identities live on a node: of those, and of no others, it may ask for certificates.
+pub trait Residents: Send + Sync {
+    fn may_hold(&self, node: &str, identity: &Identity) -> bool;
+}
+
+/// Why a token proves nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    #[error("the bearer token is no node's")]
+    Unknown,
+    #[error("the bearer token of node {node} expired {ago_s} s ago")]
+    Expired { node: String, ago_s: u64 },
+}
 
 /// The nodes of one file.
 #[derive(Debug)]
@@ -27,6 +49,7 @@ pub struct Nodes {
 pub struct Node {
     pub name: String,
     token: digest::Digest,
+    expires: Option<SystemTime>,
     identities: HashSet<Identity>,
 }
 
@@ -45,8 +68,21 @@ impl Nodes {
         Ok(Self { path: path.to_owned(), loaded: Mutex::new(read(path)?) })
     }
 
-    /// The node whose token this is, by the file as it is now. A file that cannot be used leaves the last good one in force.
+    /// The node whose token this is, by the file as it is now.
     pub fn authenticate(&self, token: &str) -> Option<Arc<Node>> {
+        self.identify(token, SystemTime::now()).ok()
+    }
+
+    fn identify(&self, token: &str, now: SystemTime) -> Result<Arc<Node>, Refused> {
+        let found = find(&self.loaded().nodes, token).ok_or(Refused::Unknown)?;
+        match found.expires.and_then(|end| now.duration_since(end).ok()) {
+            Some(ago) => Err(Refused::Expired { node: found.name.clone(), ago_s: ago.as_secs() }),
+            None => Ok(found),
+        }
+    }
+
+    /// The file as it is now. One that cannot be used leaves the last good one in force.
+    fn loaded(&self) -> MutexGuard<'_, Loaded> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         if stamp(&self.path).is_ok_and(|now| now != loaded.stamp) {
             match read(&self.path) {
@@ -59,7 +95,19 @@ impl Nodes {
                 }
             }
         }
-        find(&loaded.nodes, token)
+        loaded
+    }
+}
+
+impl Authenticate for Nodes {
+    fn node(&self, token: &str) -> Result<String, Refused> {
+        self.identify(token, SystemTime::now()).map(|node| node.name.clone())
+    }
+}
+
+impl Residents for Nodes {
+    fn may_hold(&self, node: &str, identity: &Identity) -> bool {
+        self.loaded().nodes.iter().any(|one| one.name == node && one.may_ask_for(identity))
     }
 }
 
@@ -94,6 +142,8 @@ struct File {
 struct Entry {
     name: String,
     token: String,
+    /// RFC 3339; a token without an end has none.
+    expires: Option<String>,
     identities: Vec<String>,
 }
 
@@ -154,7 +204,15 @@ fn check(file: File) -> Result<Vec<Arc<Node>>, Vec<String>> {
                 Err(error) => mistakes.push(format!("node {name}: {error}")),
             }
         }
-        nodes.push(Arc::new(Node { name: entry.name, token: hash(&entry.token), identities }));
+        let expires = entry.expires.as_deref().and_then(|text| match OffsetDateTime::parse(text, &Rfc3339) {
+            Ok(end) => Some(SystemTime::from(end)),
+            Err(_) => {
+                mistakes
+                    .push(format!("node {name}: expires {text:?} is no time such as 2030-01-31T12:00:00Z"));
+                None
+            }
+        });
+        nodes.push(Arc::new(Node { name: entry.name, token: hash(&entry.token), expires, identities }));
     }
     if mistakes.is_empty() { Ok(nodes) } else { Err(mistakes) }
 }

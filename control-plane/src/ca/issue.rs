@@ -1,17 +1,35 @@
 //! What a CSR asks for and on which terms it is granted. Pure: the clock is the caller's.
 
+use std::ops::RangeInclusive;
 use std::time::{Duration, SystemTime};
 
 use rcgen::SubjectPublicKeyInfo;
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::cri_attributes::ParsedCriAttribute;
 use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension};
+use x509_parser::public_key::PublicKey;
+use x509_parser::x509::SubjectPublicKeyInfo as ParsedKey;
 use ztunnel_model::Identity;
 
-use super::authority::{self, Authority, Leaf, Purpose, SubjectName};
+use super::authority::{self, Authority, Issued, Leaf, Purpose, SubjectName};
 
 const EC_PUBLIC_KEY: &str = "1.2.840.10045.2.1";
-const P256: &str = "1.2.840.10045.3.1.7";
+const RSA: &str = "1.2.840.113549.1.1.1";
+const ED25519: &str = "1.3.101.112";
+/// P-256 and P-384.
+const CURVES: [&str; 2] = ["1.2.840.10045.3.1.7", "1.3.132.0.34"];
+const RSA_BITS: RangeInclusive<usize> = 2048..=8192;
+
+/// SHA-256, SHA-384 and SHA-512 with ECDSA and with RSA, and Ed25519, which brings its own.
+const SIGNATURES: [&str; 7] = [
+    "1.2.840.10045.4.3.2",
+    "1.2.840.10045.4.3.3",
+    "1.2.840.10045.4.3.4",
+    "1.2.840.113549.1.1.11",
+    "1.2.840.113549.1.1.12",
+    "1.2.840.113549.1.1.13",
+    ED25519,
+];
 
 /// A CSR whose holder has proved to have the key.
 #[derive(Debug)]
@@ -27,8 +45,10 @@ pub enum Error {
     Unreadable(String),
     #[error("the CSR is not signed with its own key")]
     Signature,
-    #[error("the CSR's key is not ECDSA P-256")]
-    Key,
+    #[error("the CSR's key is {0}; ECDSA P-256 or P-384, Ed25519, or RSA of 2048 bits or more is needed")]
+    Key(String),
+    #[error("the CSR is signed with the algorithm {0}, which is weak or unknown; use SHA-256 or better")]
+    Algorithm(String),
     #[error("the CSR must name one SPIFFE URI SAN and nothing else; it names {0}")]
     Names(String),
     #[error("the CSR's SAN: {0}")]
@@ -52,13 +72,13 @@ impl Request {
             return Err(unreadable("bytes follow it"));
         }
         let key = &csr.certification_request_info.subject_pki;
-        let curve = key.algorithm.parameters.as_ref().and_then(|curve| curve.as_oid().ok());
-        let is_p256 = curve.is_some_and(|curve| curve.to_id_string() == P256);
-        if key.algorithm.algorithm.to_id_string() != EC_PUBLIC_KEY || !is_p256 {
-            return Err(Error::Key);
+        check_key(key)?;
+        let algorithm = csr.signature_algorithm.algorithm.to_id_string();
+        if !SIGNATURES.contains(&algorithm.as_str()) {
+            return Err(Error::Algorithm(algorithm));
         }
         csr.verify_signature().map_err(|_| Error::Signature)?;
-        let key = SubjectPublicKeyInfo::from_der(key.raw).map_err(|_| Error::Key)?;
+        let key = SubjectPublicKeyInfo::from_der(key.raw).map_err(|error| Error::Key(error.to_string()))?;
         Ok(Self { identity: only_identity(&csr)?, key })
     }
 }
@@ -76,14 +96,36 @@ pub fn validity(asked_s: i64, max: Duration, now: SystemTime) -> Result<(SystemT
     Ok((now - backdate, now + ttl))
 }
 
-/// Certifies a verified request: the leaf, then the root, in PEM.
+/// Certifies a verified request.
 pub fn certify(
     authority: &Authority,
     request: &Request,
     (not_before, not_after): (SystemTime, SystemTime),
-) -> Result<Vec<String>, authority::Error> {
+) -> Result<Issued, authority::Error> {
     let names = vec![SubjectName::Uri(request.identity.to_string())];
     authority.issue(&Leaf { names, purpose: Purpose::Workload, not_before, not_after }, &request.key)
+}
+
+fn check_key(key: &ParsedKey<'_>) -> Result<(), Error> {
+    let algorithm = key.algorithm.algorithm.to_id_string();
+    match algorithm.as_str() {
+        EC_PUBLIC_KEY => {
+            let curve = key.algorithm.parameters.as_ref().and_then(|curve| curve.as_oid().ok());
+            let curve = curve.map(|curve| curve.to_id_string()).unwrap_or_default();
+            if CURVES.contains(&curve.as_str()) {
+                Ok(())
+            } else {
+                Err(Error::Key(format!("of the curve {curve}")))
+            }
+        }
+        RSA => match key.parsed() {
+            Ok(PublicKey::RSA(rsa)) if RSA_BITS.contains(&rsa.key_size()) => Ok(()),
+            Ok(PublicKey::RSA(rsa)) => Err(Error::Key(format!("RSA of {} bits", rsa.key_size()))),
+            _ => Err(Error::Key("RSA, but not readable".to_owned())),
+        },
+        ED25519 => Ok(()),
+        other => Err(Error::Key(format!("of the algorithm {other}"))),
+    }
 }
 
 fn only_identity(csr: &X509CertificationRequest<'_>) -> Result<Identity, Error> {

@@ -1,5 +1,7 @@
 //! What is told about the machine: plain numbers, for metrics and the administration page.
 
+use super::lost::Lost;
+use crate::backoff::End;
 use crate::resource::{Rejection, TypeUrl, Update};
 
 /// Counted since the start.
@@ -7,10 +9,36 @@ use crate::resource::{Rejection, TypeUrl, Update};
 pub struct Counters {
     pub streams: u64,
     pub disconnects: u64,
+    pub terminations: Terminations,
     pub acks: u64,
     pub nacks: u64,
     /// Responses of a type that nobody subscribed to.
     pub unknown_type: u64,
+}
+
+/// How tries to have a stream ended (interop.md section 11.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Terminations {
+    /// There was none.
+    pub connection_error: u64,
+    /// The server said what is wrong, or said nothing for too long.
+    pub error: u64,
+    /// What happens to every stream at some time.
+    pub reconnect: u64,
+    /// The server closed it.
+    pub complete: u64,
+}
+
+impl Terminations {
+    pub(super) fn count(&mut self, lost: &Lost) {
+        let counter = match lost {
+            Lost::NotConnected(_) => &mut self.connection_error,
+            Lost::Closed => &mut self.complete,
+            Lost::Status(_) if lost.end() == End::Ordinary => &mut self.reconnect,
+            Lost::Status(_) | Lost::Silent { .. } | Lost::Stuck { .. } => &mut self.error,
+        };
+        *counter += 1;
+    }
 }
 
 /// One type.
@@ -22,6 +50,8 @@ pub struct TypeReport {
     /// Resources held now.
     pub held: usize,
     pub responses: u64,
+    /// Of the bodies.
+    pub bytes: u64,
     pub nacks: u64,
     pub resources: u64,
     pub removed: u64,
@@ -37,6 +67,7 @@ impl TypeReport {
             synced: false,
             held: 0,
             responses: 0,
+            bytes: 0,
             nacks: 0,
             resources: 0,
             removed: 0,

@@ -1,19 +1,19 @@
 //! `ztunnelctl lab`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use clap::{Args, Subcommand, ValueEnum};
 use ztunnel_lab::lab::{Error as LabError, Options};
-use ztunnel_lab::{Lab, Spec, namespace, spec, tour};
+use ztunnel_lab::{Lab, Manifests, namespace, tour};
 
 #[derive(Debug, Args)]
 pub struct Arguments {
     #[command(subcommand)]
     action: Option<Action>,
 
-    /// Lab file; without it, the built-in lab
-    #[arg(short, long, value_name = "FILE", global = true)]
+    /// Folder of Kubernetes manifests, whose edits are live, or one file of them; without it, the built-in lab
+    #[arg(short, long, alias = "folder", value_name = "PATH", global = true)]
     file: Option<PathBuf>,
 
     /// Name of the lab; several may be up at once
@@ -31,15 +31,18 @@ enum Action {
     Up,
     /// Run a command inside a pod or a node
     Exec {
-        /// Pod or node
+        /// Pod (NAME or NAMESPACE/NAME) or node
         #[arg(value_name = "POD")]
         target: String,
         /// Command and its arguments, after `--`
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
-    /// Show nodes and pods
+    /// Show nodes, pods, and what is wrong in the folder
     Status,
+    /// Keep a lab in step with its folder; `up` starts this
+    #[command(hide = true)]
+    Follow,
     /// Take the lab down; nothing is left behind
     Down,
 }
@@ -54,19 +57,21 @@ enum Output {
 pub enum Error {
     #[error(transparent)]
     Lab(#[from] LabError),
-    #[error("cannot read the lab file {path}: {source}")]
+    #[error("cannot read {path}: {source}")]
     Read { path: PathBuf, source: std::io::Error },
+    #[error("cannot tell where this program lies: {0}")]
+    Own(std::io::Error),
     #[error("{0}")]
     Namespace(#[from] namespace::Error),
     #[error("cannot run {program}: {source}")]
     Run { program: String, source: std::io::Error },
-    #[error("only the built-in lab has a tour; bring your own up with `lab up -f FILE`")]
-    TourOfFile,
+    #[error("only the built-in lab has a tour; bring your own up with `lab up -f FOLDER`")]
+    TourOfFolder,
 }
 
 pub fn run(arguments: Arguments) -> Result<ExitCode, Error> {
     match &arguments.action {
-        None if arguments.file.is_some() => Err(Error::TourOfFile),
+        None if arguments.file.is_some() => Err(Error::TourOfFolder),
         None => {
             let report = tour::run(&arguments.name, arguments.output == Output::Table)?;
             if arguments.output == Output::Json {
@@ -77,6 +82,10 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, Error> {
         Some(Action::Up) => up(&arguments),
         Some(Action::Exec { target, command }) => exec(&arguments.name, target, command),
         Some(Action::Status) => status(&arguments),
+        Some(Action::Follow) => {
+            ztunnel_lab::follow(&arguments.name)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Some(Action::Down) => {
             let was_up = Lab::down(&arguments.name)?;
             println!("lab \"{}\" {}", arguments.name, if was_up { "is down" } else { "was not up" });
@@ -86,17 +95,27 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, Error> {
 }
 
 fn up(arguments: &Arguments) -> Result<ExitCode, Error> {
-    let (text, file) = match &arguments.file {
-        None => (spec::DEFAULT.to_owned(), "built-in".to_owned()),
-        Some(path) => {
-            let text =
-                std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.clone(), source })?;
-            (text, path.display().to_string())
-        }
+    let manifests = match &arguments.file {
+        None => Manifests::builtin(),
+        Some(path) if path.is_file() && is_manifest(path) => one_file(path)?,
+        Some(path) => Manifests::Folder(path.clone()),
     };
-    let spec = Spec::parse(&text, &file).map_err(LabError::Mistakes)?;
-    Lab::up(&arguments.name, spec, Options::default())?.keep(&text)?;
+    let mut lab = Lab::up(&arguments.name, &manifests, Options::default())?;
+    lab.start_follower(&std::env::current_exe().map_err(Error::Own)?)?;
+    lab.keep();
     status(arguments)
+}
+
+fn is_manifest(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| ["yaml", "yml", "json"].iter().any(|one| extension == *one))
+}
+
+/// As it is now: only a folder is followed.
+fn one_file(path: &Path) -> Result<Manifests, Error> {
+    let text =
+        std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+    let name = path.file_name().map_or_else(Default::default, |name| name.to_string_lossy().into_owned());
+    Ok(Manifests::Files(vec![(name, text)]))
 }
 
 fn exec(lab: &str, name: &str, command: &[String]) -> Result<ExitCode, Error> {

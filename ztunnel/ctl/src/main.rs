@@ -1,10 +1,12 @@
 //! `ztunnelctl`: the human's command.
 
 mod lab;
+mod mesh;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use mesh::View;
 
 #[derive(Debug, Parser)]
 #[command(name = "ztunnelctl", version, about = "Works with the mesh of this machine or cluster")]
@@ -17,11 +19,29 @@ struct Arguments {
 enum Command {
     /// A mesh on this machine; without a subcommand, the tour that shows and checks what the mesh promises
     Lab(lab::Arguments),
+    /// The proxies: whether they are ready, how they are fed, and what they hold
+    Status(mesh::Arguments),
+    /// Workloads that the proxies know
+    Workloads(mesh::Arguments),
+    /// Services that the proxies know, with their endpoints
+    Services(mesh::Arguments),
+    /// Policies that the proxies enforce
+    Policies(mesh::Arguments),
+    /// Certificates that the proxies hold
+    Certificates(mesh::Arguments),
 }
 
 fn main() -> ExitCode {
-    let Arguments { command: Command::Lab(arguments) } = Arguments::parse();
-    match lab::run(arguments) {
+    let mesh = |view, arguments| mesh::run(view, &arguments).map_err(|error| error.to_string());
+    let outcome = match Arguments::parse().command {
+        Command::Lab(arguments) => lab::run(arguments).map_err(|error| error.to_string()),
+        Command::Status(arguments) => mesh(View::Status, arguments),
+        Command::Workloads(arguments) => mesh(View::Workloads, arguments),
+        Command::Services(arguments) => mesh(View::Services, arguments),
+        Command::Policies(arguments) => mesh(View::Policies, arguments),
+        Command::Certificates(arguments) => mesh(View::Certificates, arguments),
+    };
+    match outcome {
         Ok(code) => code,
         Err(error) => {
             eprintln!("ztunnelctl: {error}");

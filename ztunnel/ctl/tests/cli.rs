@@ -20,22 +20,36 @@ fn mistakes_are_named() {
     assert!(refused(&["lab", "dance"]).contains("dance"));
     assert!(refused(&["lab", "exec", "web"]).contains("COMMAND"));
     assert!(refused(&["lab", "--name", "no-such-lab", "status"]).contains("\"no-such-lab\" is not up"));
-    assert!(refused(&["lab", "up", "--file", "/no/such/file"]).contains("/no/such/file"));
-    assert!(refused(&["lab", "--file", "x.yaml"]).contains("lab up -f"));
+    assert!(refused(&["lab", "up", "--folder", "/no/such/folder"]).contains("/no/such/folder"));
+    assert!(refused(&["lab", "up", "--folder", "/etc/passwd"]).contains("not a folder"));
+    assert!(refused(&["lab", "--folder", "x"]).contains("lab up -f"));
 }
 
 #[test]
-fn a_lab_file_with_mistakes_is_refused_with_all_of_them() {
-    let path = std::env::temp_dir().join(format!("lab-{}.yaml", std::process::id()));
-    std::fs::write(
-        &path,
-        "nodes: [{name: n}]\npods:\n- {name: a, node: m}\n- {name: b, node: n, colour: 1}\n",
-    )
-    .expect("a temporary file");
-    let text = refused(&["lab", "up", "--file", &path.display().to_string()]);
-    std::fs::remove_file(&path).expect("it was just written");
-    assert!(text.contains(".yaml:3:") && text.contains("no node \"m\""), "{text}");
-    assert!(text.contains(".yaml:4:") && text.contains("colour"), "{text}");
+fn a_folder_with_mistakes_is_refused_with_all_of_them() {
+    let folder = std::env::temp_dir().join(format!("lab-mistakes-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a temporary folder");
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {nodeName: m}\n";
+    let policy = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: p}\nspec: {mtls: {mod: STRICT}}\n";
+    for (name, text) in
+        [("a.yaml", format!("{pod}---\n{policy}")), ("b.yaml", pod.replace("Pod", "Pod\nspce: {}"))]
+    {
+        std::fs::write(folder.join(name), text).expect("a file");
+    }
+    let name = format!("never{}", std::process::id());
+    let text = refused(&["lab", "--name", &name, "up", "--folder", &folder.display().to_string()]);
+    let one = folder.join("a.yaml").display().to_string();
+    let alone = refused(&["lab", "--name", &name, "up", "--file", &one]);
+    assert!(alone.contains("a.yaml:9:15: document 2: spec.mtls.mod"), "one file is read as well: {alone}");
+    std::fs::remove_dir_all(&folder).expect("it was just made");
+    for part in [
+        "a.yaml:4:18: document 1: spec.nodeName: there is no node \"m\"",
+        "a.yaml:9:15: document 2: spec.mtls.mod",
+        "b.yaml:3:1: document 1: spce",
+    ] {
+        assert!(text.contains(part), "{part} is not in {text}");
+    }
+    assert!(refused(&["lab", "--name", &name, "status"]).contains("is not up"), "nothing is left");
 }
 
 #[test]

@@ -2,7 +2,8 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::spec::LONGEST_NAME;
+use crate::lab::LONGEST_NAME;
+use crate::manifests::Mistake;
 use crate::{binaries, namespace, network, process};
 
 /// How long a process of the lab may take to be ready.
@@ -30,8 +31,16 @@ pub enum Error {
     Process(#[from] process::Error),
     #[error("{path}: {source}")]
     File { path: PathBuf, source: io::Error },
-    #[error("the lab file has {} mistake(s):\n{}", .0.len(), .0.iter().map(|mistake| format!("  {mistake}")).collect::<Vec<_>>().join("\n"))]
-    Mistakes(Vec<ztunnel_model::codec::located::Mistake>),
+    #[error("{0} is not a folder; a lab is described by a folder of Kubernetes manifests")]
+    NoFolder(PathBuf),
+    #[error("the folder of manifests has {} mistake(s):\n{}", .0.len(), lines(.0))]
+    Mistakes(Vec<Mistake>),
+    #[error("{0}")]
+    Pods(String),
     #[error("{what} was not ready within {} s; last lines of its log:\n{log}", UP_DEADLINE.as_secs())]
     NotReady { what: String, log: String },
+}
+
+fn lines(mistakes: &[Mistake]) -> String {
+    mistakes.iter().map(|mistake| format!("  {mistake}")).collect::<Vec<_>>().join("\n")
 }

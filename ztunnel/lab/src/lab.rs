@@ -1,38 +1,56 @@
 //! A lab from up to down.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::binaries::{self, Binaries};
 pub use crate::error::Error;
-use crate::error::UP_DEADLINE;
-use crate::namespace;
+use crate::manifests::{Cluster, Folder, Pod, default};
+use crate::mesh::Mesh;
 use crate::node::{NodeHandle, PodHandle};
-use crate::process::{Process, Start, write_atomically};
-use crate::spec::{self, Pod, Spec};
-use crate::wait::wait_until;
+use crate::process::{Process, write_atomically};
+use crate::record::Record;
 
 pub(crate) const STATE: &str = "/run/ztunnel-lab";
 pub(crate) const UNDERLAY: &str = "underlay";
 pub(crate) const CA_FOLDER: &str = "ca";
-const CONTROLLER: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 1);
-const CONTROLLER_PORT: u16 = 15012;
+/// Manifests that the lab was given as texts.
+const GIVEN_FOLDER: &str = "folder";
+/// What the lab adds to the manifests.
+const ADDED_FOLDER: &str = "manifests";
+/// Names in the state folder, and of network namespaces, that no node can have.
+pub(crate) const RESERVED: [&str; 4] = [UNDERLAY, CA_FOLDER, GIVEN_FOLDER, ADDED_FOLDER];
+pub(crate) const LONGEST_NAME: usize = 40;
+pub(crate) const CONTROLLER: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 1);
 const GRACE: Duration = Duration::from_secs(10);
-const CONNECT_DEADLINE: Duration = Duration::from_secs(1);
 
 /// A lab that is up. Dropping it takes it down, unless it is kept.
 pub struct Lab {
     pub(crate) name: String,
-    pub(crate) spec: Spec,
-    binaries: Option<Binaries>,
-    environment: Vec<(String, String)>,
+    pub(crate) record: Record,
+    /// The manifests; `None` for who only looks at a lab that another process keeps in step with them.
+    pub(crate) source: Option<Folder>,
+    /// The last attempt to follow the folder failed in part.
+    pub(crate) incomplete: bool,
+    pub(crate) binaries: Option<Binaries>,
+    pub(crate) environment: Vec<(String, String)>,
     pub(crate) nodes: Vec<NodeHandle>,
     pub(crate) pods: Vec<PodHandle>,
-    controller: Option<Process>,
+    pub(crate) controller: Option<Process>,
+    pub(crate) follower: Option<Process>,
     kept: bool,
+}
+
+/// Where a lab's manifests come from.
+#[derive(Clone, Debug)]
+pub enum Manifests {
+    /// A folder, which is followed and never written to.
+    Folder(PathBuf),
+    /// File names and texts; they become a folder in the lab's state.
+    Files(Vec<(String, String)>),
 }
 
 /// How a lab is brought up.
@@ -44,21 +62,33 @@ pub struct Options {
     pub without_processes: bool,
 }
 
+impl Manifests {
+    /// The built-in lab.
+    pub fn builtin() -> Self {
+        Self::Files(default::FILES.map(|(name, text)| (name.to_owned(), text.to_owned())).into())
+    }
+}
+
+impl From<&Mesh> for Manifests {
+    fn from(mesh: &Mesh) -> Self {
+        Self::Files(mesh.files())
+    }
+}
+
 impl Lab {
     /// Brings a lab up under a name of its own, for a test.
-    pub fn for_test(text: &str, environment: &[(&str, &str)]) -> Self {
+    pub fn for_test(mesh: &Mesh, environment: &[(&str, &str)]) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("t{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let spec =
-            Spec::parse(text, "lab.yaml").unwrap_or_else(|mistakes| panic!("{}", Error::Mistakes(mistakes)));
         let environment =
             environment.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect();
         let options = Options { environment, without_processes: false };
-        Self::up(&name, spec, options).unwrap_or_else(|error| panic!("{error}"))
+        Self::up(&name, &mesh.into(), options).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// Brings a lab up and waits until every proxy serves every pod of its node.
-    pub fn up(name: &str, spec: Spec, options: Options) -> Result<Self, Error> {
+    /// Brings a lab up and waits until every proxy serves every pod of its node. Any mistake in the manifests refuses it,
+    /// with all of them.
+    pub fn up(name: &str, manifests: &Manifests, options: Options) -> Result<Self, Error> {
         if !nix::unistd::geteuid().is_root() {
             return Err(Error::NotRoot);
         }
@@ -66,63 +96,82 @@ impl Lab {
         if folder.exists() {
             return Err(Error::Up(name.to_owned()));
         }
+        let given = match manifests {
+            Manifests::Folder(path) => absolute(path)?,
+            Manifests::Files(_) => folder.join(GIVEN_FOLDER),
+        };
         let binaries = if options.without_processes { None } else { Some(binaries::find()?) };
-        make_folder(&folder)?;
+        make_folder(&folder.join(ADDED_FOLDER))?;
         let mut lab = Self {
             name: name.to_owned(),
-            spec,
+            record: Record { manifests: given.clone(), ..Record::default() },
+            source: Some(Folder::new(&given)),
+            incomplete: false,
             binaries,
             environment: options.environment,
             nodes: Vec::new(),
             pods: Vec::new(),
             controller: None,
+            follower: None,
             kept: false,
         };
-        lab.build_network()?;
-        if lab.binaries.is_some() {
-            lab.start_processes()?;
+        if let Manifests::Files(files) = manifests {
+            make_folder(&given)?;
+            files.iter().try_for_each(|(name, text)| write(&given.join(name), text))?;
         }
+        lab.make()?;
         Ok(lab)
+    }
+
+    fn make(&mut self) -> Result<(), Error> {
+        let plan = self.first_plan()?;
+        self.build_nodes(&plan.cluster.nodes)?;
+        self.carry_out(plan)?;
+        if self.binaries.is_some() {
+            self.start_processes()?;
+        }
+        Ok(())
     }
 
     /// A lab that an earlier command brought up.
     pub fn attach(name: &str) -> Result<Self, Error> {
         let folder = state_folder(name)?;
-        let path = folder.join("lab.yaml");
-        let text = fs::read_to_string(&path).map_err(|_| Error::Down(name.to_owned()))?;
-        let spec = Spec::parse(&text, &path.display().to_string()).map_err(Error::Mistakes)?;
-        let nodes = spec.nodes.iter().map(|node| {
-            let mut handle =
-                NodeHandle::new(&node.name, namespace_name(name, &node.name), folder.join(&node.name));
-            handle.attach();
-            handle
+        let record = Record::read(&folder)?.ok_or_else(|| Error::Down(name.to_owned()))?;
+        let nodes = record.cluster.nodes.iter().map(|node| {
+            let namespace = namespace_name(name, &node.name);
+            NodeHandle::attach(node, namespace, folder.join(&node.name))
         });
         Ok(Self {
             nodes: nodes.collect(),
-            pods: spec.pods.iter().map(|pod| pod_handle(name, pod)).collect(),
+            pods: record.cluster.pods.iter().map(|pod| pod_handle(name, pod)).collect(),
             name: name.to_owned(),
-            spec,
+            source: None,
+            incomplete: false,
+            record,
             binaries: None,
             environment: Vec::new(),
             controller: Process::recorded(&folder.join("controller.pid")),
+            follower: Process::recorded(&folder.join("follow.pid")),
             kept: true,
         })
     }
 
-    /// Leaves the lab up; `down` by name takes it down. `text` is the file that it was made from.
-    pub fn keep(mut self, text: &str) -> Result<(), Error> {
-        let path = self.folder().join("lab.yaml");
-        write_atomically(&path, text, None, 0o644).map_err(|source| Error::File { path, source })?;
+    /// Leaves the lab up; `down` by name takes it down.
+    pub fn keep(mut self) {
         self.kept = true;
-        Ok(())
     }
 
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    pub fn spec(&self) -> &Spec {
-        &self.spec
+    pub fn cluster(&self) -> &Cluster {
+        &self.record.cluster
+    }
+
+    /// The folder of manifests that the lab runs on.
+    pub fn manifests(&self) -> &Path {
+        &self.record.manifests
     }
 
     pub fn nodes(&self) -> &[NodeHandle] {
@@ -133,9 +182,10 @@ impl Lab {
         &self.pods
     }
 
-    /// A pod by its name; the lab's own tests know which there are.
+    /// A pod as [`Cluster::pod`] finds it; the lab's own tests know which there are.
     pub fn pod(&self, name: &str) -> &PodHandle {
-        self.pods.iter().find(|pod| pod.name() == name).unwrap_or_else(|| panic!("{}", self.unknown(name)))
+        let found = self.cluster().pod(name).and_then(|pod| self.pods.iter().find(|one| one.spec() == pod));
+        found.unwrap_or_else(|| panic!("{}", self.unknown(name)))
     }
 
     pub fn node(&self, name: &str) -> &NodeHandle {
@@ -151,8 +201,10 @@ impl Lab {
 
     /// The network namespace of a pod or a node.
     pub fn namespace_of(&self, name: &str) -> Result<String, Error> {
-        let known = self.spec.pod(name).is_some() || self.spec.node_number(name).is_some();
-        if known { Ok(namespace_name(&self.name, name)) } else { Err(self.unknown(name)) }
+        let pod = self.cluster().pod(name).map(|pod| pod.netns.as_str());
+        let node = self.cluster().node_number(name).map(|_| name);
+        let found = node.or(pod).ok_or_else(|| self.unknown(name))?;
+        Ok(namespace_name(&self.name, found))
     }
 
     /// Where everything between nodes passes.
@@ -169,116 +221,36 @@ impl Lab {
         self.folder().join(CA_FOLDER)
     }
 
-    /// Changes services, policies or what pods say of themselves while the lab runs.
-    pub fn edit(&mut self, change: impl FnOnce(&mut Spec)) {
-        change(&mut self.spec);
-        self.write_files().unwrap_or_else(|error| panic!("{error}"));
+    pub(crate) fn added_folder(&self) -> PathBuf {
+        self.folder().join(ADDED_FOLDER)
     }
 
-    /// Ends a pod: its namespace loses its name, and the agent is told.
-    pub fn delete_pod(&mut self, name: &str) {
-        let namespace = namespace_name(&self.name, name);
-        self.spec.pods.retain(|pod| pod.name != name);
-        self.pods.retain(|pod| pod.name() != name);
-        namespace::remove(&namespace).unwrap_or_else(|error| panic!("{error}"));
-        self.write_files().unwrap_or_else(|error| panic!("{error}"));
+    /// The file of manifests as a cluster would have completed them; the controller reads it after the folder.
+    pub fn added_manifests(&self) -> PathBuf {
+        self.added_folder().join("cluster.json")
     }
 
-    pub fn kill_controller(&mut self) {
-        if let Some(controller) = self.controller.take() {
-            controller.kill();
-        }
+    /// Of proxies that are started from now on; wins over what was set before.
+    pub fn set_environment(&mut self, key: &str, value: &str) {
+        self.environment.push((key.to_owned(), value.to_owned()));
     }
 
-    pub fn start_controller(&mut self) -> Result<(), Error> {
-        let Some(binaries) = &self.binaries else { return Ok(()) };
-        let folder = self.folder();
-        let text = |path: PathBuf| path.display().to_string();
-        let process = Process::start(Start {
-            namespace: &self.underlay(),
-            program: &binaries.controller,
-            arguments: vec![
-                "--listen".into(),
-                format!("{CONTROLLER}:{CONTROLLER_PORT}"),
-                "--ca-dir".into(),
-                text(self.ca_folder()),
-                "--nodes".into(),
-                text(folder.join("nodes.json")),
-                "--host".into(),
-                CONTROLLER.to_string(),
-            ],
-            environment: vec![("RUST_LOG".into(), "info".into())],
-            user: None,
-            log: &folder.join("controller.log"),
-            record: &folder.join("controller.pid"),
-        })?;
-        self.controller = Some(process);
-        let root = self.ca_folder().join("root-cert.pem");
-        let listens_at = SocketAddr::from((CONTROLLER, CONTROLLER_PORT));
-        let listens = || {
-            root.exists()
-                && namespace::run(&self.underlay(), move || {
-                    TcpStream::connect_timeout(&listens_at, CONNECT_DEADLINE).is_ok()
-                })
-                .unwrap_or(false)
-        };
-        if wait_until(UP_DEADLINE, listens) {
-            return Ok(());
-        }
-        Err(Error::NotReady { what: "the controller".to_owned(), log: tail(&folder.join("controller.log")) })
+    /// Writes a file of the folder of manifests, whole, and follows it.
+    pub fn edit(&mut self, file: &str, text: &str) {
+        let done = write(&self.manifests().join(file), text).and_then(|()| self.sync());
+        done.unwrap_or_else(|error| panic!("{error}"));
     }
 
-    /// Starts an agent on a node.
-    pub fn start_agent(&mut self, node: &str) -> Result<(), Error> {
-        let Some(binaries) = self.binaries.clone() else { return Ok(()) };
-        self.node_mut(node).start_agent(&binaries.agent)
-    }
-
-    /// Starts a proxy on a node, without waiting for it.
-    pub fn start_proxy(&mut self, node: &str) -> Result<(), Error> {
-        let Some(binaries) = self.binaries.clone() else { return Ok(()) };
-        let root = self.ca_folder().join("root-cert.pem");
-        let mut environment: Vec<(String, String)> = [
-            ("NODE_NAME", node.to_owned()),
-            ("CA_ADDRESS", format!("https://{CONTROLLER}:{CONTROLLER_PORT}")),
-            ("CA_ROOT_CA", root.display().to_string()),
-            ("RUST_LOG", "info".to_owned()),
-            ("RUST_BACKTRACE", "1".to_owned()),
-            ("ZTUNNEL_WORKER_THREADS", "2".to_owned()),
-        ]
-        .map(|(key, value)| (key.to_owned(), value))
-        .into();
-        environment.extend(self.environment.iter().cloned());
-        self.node_mut(node).start_proxy(&binaries.proxy, environment)
-    }
-
-    /// Waits until the proxy of a node serves every enrolled pod there.
-    pub fn wait_ready(&self, node: &str) -> Result<(), Error> {
-        let handle = self.node(node);
-        let enrolled: Vec<String> =
-            self.spec.pods.iter().filter(|pod| pod.mesh && pod.node == node).map(Pod::uid).collect();
-        let ready = || handle.is_ready() && handle.serves(&enrolled);
-        if wait_until(UP_DEADLINE, ready) {
-            return Ok(());
-        }
-        let log = format!("{}\n{}", tail(&handle.log_path()), tail(&handle.agent_log_path()));
-        Err(Error::NotReady { what: format!("the proxy of {node}"), log })
-    }
-
-    fn start_processes(&mut self) -> Result<(), Error> {
-        self.write_files()?;
-        self.start_controller()?;
-        let names: Vec<String> = self.spec.nodes.iter().map(|node| node.name.clone()).collect();
-        for name in &names {
-            self.start_agent(name)?;
-            self.start_proxy(name)?;
-        }
-        names.iter().try_for_each(|name| self.wait_ready(name))
+    /// Removes a file of the folder of manifests, and follows it.
+    pub fn remove(&mut self, file: &str) {
+        let path = self.manifests().join(file);
+        let done = fs::remove_file(&path).map_err(|source| Error::File { path, source });
+        done.and_then(|()| self.sync()).unwrap_or_else(|error| panic!("{error}"));
     }
 
     fn unknown(&self, name: &str) -> Error {
-        let nodes = self.spec.nodes.iter().map(|node| node.name.as_str());
-        let pods = self.spec.pods.iter().map(|pod| pod.name.as_str());
+        let nodes = self.cluster().nodes.iter().map(|node| node.name.as_str());
+        let pods = self.cluster().pods.iter().map(|pod| pod.netns.as_str());
         let known = pods.chain(nodes).collect::<Vec<_>>().join(", ");
         Error::Unknown { name: name.to_owned(), known }
     }
@@ -290,6 +262,7 @@ impl Drop for Lab {
             return;
         }
         if std::thread::panicking() {
+            eprintln!("--- controller\n{}", tail(&self.folder().join("controller.log")));
             for node in &self.nodes {
                 eprintln!("--- proxy of {}\n{}", node.name(), tail(&node.log_path()));
                 eprintln!("--- agent of {}\n{}", node.name(), tail(&node.agent_log_path()));
@@ -308,7 +281,7 @@ impl Drop for Lab {
 }
 
 pub(crate) fn pod_handle(lab: &str, pod: &Pod) -> PodHandle {
-    PodHandle::new(pod.clone(), namespace_name(lab, &pod.name))
+    PodHandle::new(pod.clone(), namespace_name(lab, &pod.netns))
 }
 
 pub(crate) fn namespace_name(lab: &str, name: &str) -> String {
@@ -317,17 +290,38 @@ pub(crate) fn namespace_name(lab: &str, name: &str) -> String {
 
 /// `down` removes this folder with all that is in it, so a name must never lead out of the lab's own.
 pub(crate) fn state_folder(name: &str) -> Result<PathBuf, Error> {
-    if !spec::is_name(name) {
+    if !is_name(name) {
         return Err(Error::Name(name.to_owned()));
     }
     Ok(Path::new(STATE).join(name))
+}
+
+/// A DNS label (RFC 1123 section 2.1) of so many letters.
+pub(crate) fn is_label(name: &str, longest: usize) -> bool {
+    let letter = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    (1..=longest).contains(&name.len()) && name.bytes().all(letter) && !name.starts_with('-')
+}
+
+/// Names of labs and nodes become files, folders and network namespaces.
+pub(crate) fn is_name(name: &str) -> bool {
+    is_label(name, LONGEST_NAME)
 }
 
 pub(crate) fn make_folder(path: &Path) -> Result<(), Error> {
     fs::create_dir_all(path).map_err(|source| Error::File { path: path.to_owned(), source })
 }
 
-fn tail(path: &Path) -> String {
+pub(crate) fn write(path: &Path, text: &str) -> Result<(), Error> {
+    write_atomically(path, text, None, 0o644).map_err(|source| Error::File { path: path.to_owned(), source })
+}
+
+/// The followed folder is read by processes that run elsewhere.
+fn absolute(path: &Path) -> Result<PathBuf, Error> {
+    let found = fs::canonicalize(path).map_err(|source| Error::File { path: path.to_owned(), source })?;
+    if found.is_dir() { Ok(found) } else { Err(Error::NoFolder(path.to_owned())) }
+}
+
+pub(crate) fn tail(path: &Path) -> String {
     let text = fs::read_to_string(path).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(25)..].join("\n")

@@ -67,9 +67,16 @@ pub fn add_bridge(name: &str, bridge: &'static str, addresses: Vec<Address>) -> 
     })
 }
 
-/// A veth pair: one end, `port`, joins a bridge here, the other becomes `far` in another namespace.
-pub fn add_veth(name: &str, bridge: &'static str, port: &str, peer: &str, far: &str) -> Result<(), Error> {
-    let (port, far) = (port.to_owned(), far.to_owned());
+/// A veth pair: one end, `port`, joins a bridge here, the other becomes `eth0` with this hardware address in another
+/// namespace.
+pub fn add_veth(
+    name: &str,
+    bridge: &'static str,
+    port: &str,
+    peer: &str,
+    hardware: [u8; 6],
+) -> Result<(), Error> {
+    let port = port.to_owned();
     let file = fs::File::open(namespace::path(peer))
         .map_err(|source| Error::Io { what: format!("cannot open namespace {peer}"), source })?;
     let peer: OwnedFd = file.into();
@@ -83,12 +90,26 @@ pub fn add_veth(name: &str, bridge: &'static str, port: &str, peer: &str, far: &
         let moving = format!("{port}-far");
         handle.link().add(LinkVeth::new(&port, &moving).build()).execute().await.map_err(fail("add"))?;
         let end = index(&moving)?;
-        let message = LinkUnspec::new_with_index(end).name(far).setns_by_fd(peer.as_raw_fd()).build();
+        let message = LinkUnspec::new_with_index(end)
+            .name("eth0".to_owned())
+            .address(hardware.into())
+            .setns_by_fd(peer.as_raw_fd())
+            .build();
         handle.link().change(message).execute().await.map_err(fail("move the far end of"))?;
         let bridge = index(bridge)?;
         let here = index(&port)?;
         let message = LinkUnspec::new_with_index(here).controller(bridge).up().build();
         handle.link().change(message).execute().await.map_err(fail("join"))
+    })
+}
+
+/// Removes a link with its other end. No error if it is gone already.
+pub fn remove_link(name: &str, link: &str) -> Result<(), Error> {
+    let link = link.to_owned();
+    inside(name, move || async move {
+        let Ok(number) = index(&link) else { return Ok(()) };
+        let fail = |source| Error::Netlink { what: format!("cannot remove link {link}"), source };
+        connect()?.link().del(number).execute().await.map_err(fail)
     })
 }
 

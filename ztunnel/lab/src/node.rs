@@ -10,9 +10,9 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::error::Error;
+use crate::manifests::{Node, Pod};
 use crate::namespace;
 use crate::process::{Process, Start};
-use crate::spec::Pod;
 use crate::traffic::limit;
 
 /// The proxy's user: no name, no group, no capability.
@@ -24,6 +24,7 @@ pub struct NodeHandle {
     name: String,
     namespace: String,
     folder: PathBuf,
+    external: bool,
     token: String,
     agent: Option<Process>,
     proxy: Option<Process>,
@@ -37,14 +38,24 @@ pub struct Answer {
 }
 
 impl NodeHandle {
-    pub(crate) fn new(name: &str, namespace: String, folder: PathBuf) -> Self {
+    pub(crate) fn new(node: &Node, namespace: String, folder: PathBuf) -> Self {
         let token = format!("{:032x}", rand::random::<u128>());
-        Self { name: name.to_owned(), namespace, folder, token, agent: None, proxy: None }
+        let (name, external) = (node.name.clone(), node.external);
+        Self { name, namespace, folder, external, token, agent: None, proxy: None }
     }
 
-    pub(crate) fn attach(&mut self) {
-        self.agent = Process::recorded(&self.folder.join("agent.pid"));
-        self.proxy = Process::recorded(&self.folder.join("proxy.pid"));
+    /// A node of a lab that an earlier command brought up.
+    pub(crate) fn attach(node: &Node, namespace: String, folder: PathBuf) -> Self {
+        let mut handle = Self::new(node, namespace, folder);
+        handle.token = fs::read_to_string(handle.token_path()).unwrap_or_default();
+        handle.agent = Process::recorded(&handle.folder.join("agent.pid"));
+        handle.proxy = Process::recorded(&handle.folder.join("proxy.pid"));
+        handle
+    }
+
+    /// Whether somebody else runs the proxy here.
+    pub fn external(&self) -> bool {
+        self.external
     }
 
     pub fn name(&self) -> &str {
@@ -61,10 +72,6 @@ impl NodeHandle {
 
     pub fn token_path(&self) -> PathBuf {
         self.folder.join("token")
-    }
-
-    pub fn config_path(&self) -> PathBuf {
-        self.folder.join("static.json")
     }
 
     pub fn pods_path(&self) -> PathBuf {
@@ -120,18 +127,11 @@ impl NodeHandle {
         program: &Path,
         environment: Vec<(String, String)>,
     ) -> Result<(), Error> {
-        let text = |path: PathBuf| path.display().to_string();
-        let mut all: Vec<(String, String)> = vec![
-            ("LOCAL_XDS_PATH".into(), text(self.config_path())),
-            ("REDIRECT_SOCKET".into(), text(self.agent_socket())),
-            ("AUTH_TOKEN".into(), text(self.token_path())),
-        ];
-        all.extend(environment);
         let process = Process::start(Start {
             namespace: &self.namespace,
             program,
             arguments: vec!["proxy".into()],
-            environment: all,
+            environment,
             user: Some(PROXY_USER),
             log: &self.log_path(),
             record: &self.folder.join("proxy.pid"),

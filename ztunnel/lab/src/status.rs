@@ -1,28 +1,53 @@
 //! What `lab status` shows.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Serialize;
 
 use crate::Lab;
+use crate::node::NodeHandle;
+use crate::process::Process;
 
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Status {
     name: String,
+    manifests: String,
+    controller: &'static str,
+    /// Whether edits of the folder are live for pods and services; policies are the controller's.
+    follower: &'static str,
     nodes: Vec<Node>,
     pods: Vec<Pod>,
+    mistakes: Vec<String>,
+    /// Kinds that are not read, and how many objects there are of each.
+    unread: BTreeMap<String, usize>,
 }
 
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Node {
     name: String,
-    namespace: String,
+    network_namespace: String,
     proxy: &'static str,
     agent: &'static str,
     log: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    external: Option<External>,
+}
+
+/// What another proxy needs to serve a node.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct External {
+    /// The network namespace that it must run in, as a path.
+    enter: String,
+    /// By names of the environment that Istio's ztunnel reads, and REDIRECT_SOCKET.
+    environment: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Pod {
     name: String,
     namespace: String,
@@ -34,17 +59,6 @@ struct Pod {
 
 impl Lab {
     pub fn status(&self) -> Status {
-        let nodes = self.nodes().iter().map(|node| Node {
-            name: node.name().to_owned(),
-            namespace: node.namespace().to_owned(),
-            proxy: match node.proxy() {
-                Some(proxy) if proxy.runs() && node.is_ready() => "ready",
-                Some(proxy) if proxy.runs() => "not ready",
-                _ => "not running",
-            },
-            agent: if node.agent().is_some_and(|agent| agent.runs()) { "running" } else { "not running" },
-            log: node.log_path().display().to_string(),
-        });
         let pods = self.pods().iter().map(|pod| Pod {
             name: pod.name().to_owned(),
             namespace: pod.spec().namespace.clone(),
@@ -53,8 +67,42 @@ impl Lab {
             network_namespace: pod.namespace().to_owned(),
             addresses: pod.spec().addresses.iter().map(ToString::to_string).collect(),
         });
-        Status { name: self.name().to_owned(), nodes: nodes.collect(), pods: pods.collect() }
+        Status {
+            name: self.name().to_owned(),
+            manifests: self.manifests().display().to_string(),
+            controller: running(self.controller.as_ref()),
+            follower: running(self.follower.as_ref()),
+            nodes: self.nodes().iter().map(|node| self.node_status(node)).collect(),
+            pods: pods.collect(),
+            mistakes: self.record.mistakes.clone(),
+            unread: self.record.unread.clone(),
+        }
     }
+
+    fn node_status(&self, node: &NodeHandle) -> Node {
+        let proxy = match node.proxy() {
+            _ if node.external() => "external",
+            Some(proxy) if proxy.runs() && node.is_ready() => "ready",
+            Some(proxy) if proxy.runs() => "not ready",
+            _ => "not running",
+        };
+        let external = node.external().then(|| External {
+            enter: crate::namespace::path(node.namespace()).display().to_string(),
+            environment: self.proxy_environment(node.name()).into_iter().collect(),
+        });
+        Node {
+            name: node.name().to_owned(),
+            network_namespace: node.namespace().to_owned(),
+            proxy,
+            agent: running(node.agent()),
+            log: node.log_path().display().to_string(),
+            external,
+        }
+    }
+}
+
+fn running(process: Option<&Process>) -> &'static str {
+    if process.is_some_and(Process::runs) { "running" } else { "not running" }
 }
 
 impl Status {
@@ -65,13 +113,14 @@ impl Status {
 
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "lab \"{}\"\n", self.name)?;
+        let Self { name, manifests, controller, follower, .. } = self;
+        writeln!(f, "lab \"{name}\" of {manifests}; controller {controller}, follower {follower}\n")?;
         writeln!(f, "{:<12} {:<12} {:<12} {:<20} LOG", "NODE", "PROXY", "AGENT", "NETNS")?;
         for node in &self.nodes {
             writeln!(
                 f,
                 "{:<12} {:<12} {:<12} {:<20} {}",
-                node.name, node.proxy, node.agent, node.namespace, node.log
+                node.name, node.proxy, node.agent, node.network_namespace, node.log
             )?;
         }
         writeln!(
@@ -85,6 +134,19 @@ impl fmt::Display for Status {
             let (name, namespace, node, netns) =
                 (&pod.name, &pod.namespace, &pod.node, &pod.network_namespace);
             writeln!(f, "{name:<12} {namespace:<10} {node:<8} {identity:<46} {netns:<18} {addresses}")?;
+        }
+        for node in &self.nodes {
+            let Some(External { enter, environment }) = &node.external else { continue };
+            writeln!(f, "\nA proxy for {} runs in the network namespace {enter} with", node.name)?;
+            environment.iter().try_for_each(|(key, value)| writeln!(f, "  {key}={value}"))?;
+        }
+        if !self.unread.is_empty() {
+            let kinds = self.unread.iter().map(|(kind, count)| format!("{kind} ({count})"));
+            writeln!(f, "\nNot read here: {}", kinds.collect::<Vec<_>>().join(", "))?;
+        }
+        if !self.mistakes.is_empty() {
+            writeln!(f, "\n{} mistake(s); what worked before them stays:", self.mistakes.len())?;
+            self.mistakes.iter().try_for_each(|mistake| writeln!(f, "  {mistake}"))?;
         }
         Ok(())
     }

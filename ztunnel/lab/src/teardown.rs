@@ -23,8 +23,9 @@ impl Lab {
         let existed = folder.exists();
         let mut records = Vec::new();
         find_records(&folder, &mut records);
-        // Agents last: they withdraw nothing, but a proxy that drains still asks them for sockets.
-        records.sort_by_key(|record| record.ends_with("agent.pid"));
+        // First who would make pods again. Agents last: they withdraw nothing, but a proxy that drains still asks them for
+        // sockets.
+        records.sort_by_key(|record| (!record.ends_with("follow.pid"), record.ends_with("agent.pid")));
         for record in records {
             if let Some(process) = Process::recorded(&record) {
                 process.stop(GRACE);

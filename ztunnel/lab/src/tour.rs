@@ -9,9 +9,8 @@ use std::time::{Duration, Instant};
 
 use crate::capture::Capture;
 use crate::error::Error;
-use crate::lab::Options;
+use crate::lab::{Manifests, Options};
 use crate::node::{NodeHandle, PodHandle};
-use crate::spec::{self, Spec};
 use crate::traffic;
 use crate::traffic::DEADLINE;
 use crate::wait::wait_until;
@@ -29,10 +28,9 @@ const MARKER: &[u8] = b"a secret that must not be seen on the wire";
 pub fn run(name: &str, aloud: bool) -> Result<Report, Error> {
     binaries::find()?;
     let (started, links) = (Instant::now(), traces::links());
-    let spec = Spec::parse(spec::DEFAULT, "built-in").map_err(Error::Mistakes)?;
     let mut report = Report::new(aloud);
     report.say("bringing up two nodes, eight pods, a controller …");
-    let lab = Lab::up(name, spec, Options::default())?;
+    let lab = Lab::up(name, &Manifests::builtin(), Options::default())?;
     for pod in ["cart", "cart-2", "vault", "bench", "legacy-2"] {
         let pod = lab.pod(pod);
         let serve = traffic::serve(pod, ECHO, traffic::echo)
@@ -91,7 +89,10 @@ impl Report {
         self.check("plaintext from outside the mesh is accepted when permissive", accepted.is_ok(), seen);
         let vault = SocketAddr::new(lab.pod("vault").ipv4(), ECHO);
         let strict = traffic::request(lab.pod("legacy"), vault, MARKER);
-        let line = wait_line(lab.node("node2"), &["istio_converted_static_strict"]);
+        let line = wait_line(
+            lab.node("node2"),
+            &["explicitly denied by: istio-system/istio_converted_static_strict"],
+        );
         let seen = line.clone().map_or("the log names no policy".to_owned(), |line| error_of(&line));
         self.check("plaintext is refused when strict", strict.is_err() && line.is_some(), seen);
         let meshed = traffic::request(lab.pod("web"), vault, MARKER);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
 use ztunnel_lab::traffic::accept;
-use ztunnel_lab::{Lab, namespace, network, traffic, wait_until};
+use ztunnel_lab::{Lab, Mesh, namespace, network, traffic, wait_until};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 const PORT: u16 = 7000;
@@ -18,19 +18,15 @@ const OTHER_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 7, 126);
 const OTHER_V6: Ipv6Addr = Ipv6Addr::new(0xfd16, 0x9254, 0x7127, 0x1337, 0xffff, 0xffff, 0xffff, 0xfffe);
 
 /// Plaintext through the proxy is refused everywhere, so whatever plaintext arrives has not passed it.
-const MESH: &str = "
-nodes: [{name: node1}, {name: node2}]
-pods:
-- {name: client, node: node1}
-- {name: server, node: node2}
-policies:
-- name: strict
-  namespace: default
-  scope: Namespace
-  action: Deny
-  dryRun: false
-  rules: [[[{notPrincipals: [{Presence: []}]}]]]
+fn mesh() -> Mesh {
+    let strict = "
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: strict, namespace: default}
+spec: {mtls: {mode: STRICT}}
 ";
+    Mesh::new().pod("node1", "default/client").pod("node2", "default/server").file("strict.yaml", strict)
+}
 
 fn ips(lab: &Lab, pod: &str) -> [IpAddr; 2] {
     [lab.pod(pod).ipv4(), lab.pod(pod).ipv6()]
@@ -65,7 +61,7 @@ fn ask_from_node(lab: &Lab, from: IpAddr, to: IpAddr) -> io::Result<Vec<u8>> {
 
 #[test]
 fn probes_of_the_node_reach_the_application_and_nobody_else_does() {
-    let lab = Lab::for_test(MESH, &[]);
+    let lab = Lab::for_test(&mesh(), &[]);
     traffic::serve(lab.pod("server"), PORT, traffic::echo).expect("a free port");
     let addresses =
         [(PROBE_V4.into(), 32), (OTHER_V4.into(), 32), (PROBE_V6.into(), 128), (OTHER_V6.into(), 128)];
@@ -92,7 +88,7 @@ fn probes_of_the_node_reach_the_application_and_nobody_else_does() {
 
 #[test]
 fn udp_between_pods_passes_untouched() {
-    let lab = Lab::for_test(MESH, &[]);
+    let lab = Lab::for_test(&mesh(), &[]);
     let open = |pod: &str, ip: IpAddr, port: u16| {
         let socket = lab.pod(pod).run(move || UdpSocket::bind((ip, port))).expect("a free port");
         socket.set_read_timeout(Some(DEADLINE)).expect("a timeout above zero");
@@ -117,7 +113,7 @@ fn udp_between_pods_passes_untouched() {
 
 #[test]
 fn loopback_within_a_pod_is_left_alone() {
-    let lab = Lab::for_test(MESH, &[]);
+    let lab = Lab::for_test(&mesh(), &[]);
     for ip in
         [Ipv4Addr::LOCALHOST.into(), Ipv4Addr::new(127, 0, 0, 2).into(), IpAddr::from(Ipv6Addr::LOCALHOST)]
     {

@@ -21,9 +21,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::Runtime;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::client::TlsStream;
-use ztunnel_lab::node::PROXY_USER;
 use ztunnel_lab::process::write_atomically;
-use ztunnel_lab::{Lab, traffic, wait_until};
+use ztunnel_lab::{Lab, Mesh, traffic, wait_until};
 
 const PORT: u16 = 8080;
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -34,14 +33,10 @@ const EVIL: &str = "spiffe://cluster.local/ns/evil/sa/evil";
 /// RFC 9113 section 3.4, and an empty SETTINGS frame.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
-const MESH: &str = "
-nodes: [{name: node1}, {name: node2}]
-pods:
-- {name: web, namespace: front, serviceAccount: web, node: node1}
-- {name: cart, namespace: shop, serviceAccount: cart, node: node2}
-- {name: fake, namespace: shop, serviceAccount: fake, node: node2, mesh: false}
-- {name: rogue, namespace: legacy, node: node1, mesh: false}
-";
+fn mesh() -> Mesh {
+    let meshed = Mesh::new().pod("node1", "front/web").pod("node2", "shop/cart");
+    meshed.outside("node2", "shop/fake").outside("node1", "legacy/rogue")
+}
 
 /// A lab with a cart that answers, the CA that everybody there trusts, and a runtime for rogue ends.
 struct Bed {
@@ -54,7 +49,7 @@ type Chain = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
 impl Bed {
     fn new() -> Self {
-        let lab = Lab::for_test(MESH, &[]);
+        let lab = Lab::for_test(&mesh(), &[]);
         traffic::serve(lab.pod("cart"), PORT, traffic::echo).expect("the cart can listen");
         let authority = Authority::create_or_load(&lab.ca_folder()).expect("the lab's CA is there");
         Self { lab, authority, runtime: runtime() }
@@ -370,16 +365,17 @@ async fn serve(
     }
 }
 
-/// Tells the client's proxy that a pod of no mesh speaks HBONE; a lab file cannot say so, because it is not true.
+/// Lets the controller tell the proxies that a pod of no mesh speaks HBONE, without its agent; a folder cannot say so,
+/// because it is not true.
 fn claim_hbone(lab: &Lab, pod: &str) {
     let node = lab.node("node1");
-    let text = std::fs::read_to_string(node.config_path()).expect("the lab wrote it");
-    let mut config: serde_json::Value = serde_json::from_str(&text).expect("the lab writes JSON");
-    let workloads = config["workloads"].as_array_mut().expect("there are workloads");
-    let workload = workloads.iter_mut().find(|one| one["name"] == pod).expect("the pod is known");
-    workload["protocol"] = "HBONE".into();
-    write_atomically(&node.config_path(), &config.to_string(), Some(PROXY_USER), 0o644)
-        .expect("it can be written again");
+    let path = lab.added_manifests();
+    let text = std::fs::read_to_string(&path).expect("the lab wrote it");
+    let mut list: serde_json::Value = serde_json::from_str(&text).expect("the lab writes JSON");
+    let items = list["items"].as_array_mut().expect("it is a list");
+    let found = items.iter_mut().find(|one| one["kind"] == "Pod" && one["metadata"]["name"] == pod);
+    found.expect("the pod is known")["metadata"]["labels"]["istio.io/dataplane-mode"] = "ambient".into();
+    write_atomically(&path, &list.to_string(), None, 0o644).expect("it can be written again");
     let applied = || {
         let workloads = node.config_dump()["workloads"].as_array().cloned().unwrap_or_default();
         workloads.iter().any(|one| one["name"] == pod && one["protocol"] == "HBONE")

@@ -11,7 +11,7 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use ztunnel_lab::capture::Capture;
-use ztunnel_lab::{Lab, traffic, wait_until};
+use ztunnel_lab::{Lab, Mesh, traffic, wait_until};
 
 const PORT: u16 = 8080;
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -21,13 +21,9 @@ const TRAFFIC: Duration = Duration::from_secs(30);
 const MARGIN: Duration = Duration::from_secs(2);
 const MARKER: &[u8] = b"never in plaintext";
 
-const MESH: &str = "
-nodes: [{name: node1}, {name: node2}]
-pods:
-- {name: web, namespace: front, serviceAccount: web, node: node1}
-- {name: late, namespace: front, serviceAccount: late, node: node1}
-- {name: cart, namespace: shop, serviceAccount: cart, node: node2}
-";
+fn mesh() -> Mesh {
+    Mesh::new().pod("node1", "front/web").pod("node1", "front/late").pod("node2", "shop/cart")
+}
 
 /// With one stream in a tunnel, a connection beside open ones needs a handshake of its own.
 const ENVIRONMENT: [(&str, &str); 2] = [("SECRET_TTL", "20s"), ("POOL_MAX_STREAMS_PER_CONNECTION", "1")];
@@ -76,7 +72,7 @@ fn passes(lab: &Lab, from: &str) -> bool {
 
 #[test]
 fn certificates_are_renewed_under_traffic_without_a_failure() {
-    let lab = Lab::for_test(MESH, &ENVIRONMENT);
+    let lab = Lab::for_test(&mesh(), &ENVIRONMENT);
     traffic::serve(lab.pod("cart"), PORT, traffic::echo).expect("the cart can listen");
     let started = Instant::now();
     let first = serials(&lab);
@@ -105,7 +101,7 @@ fn certificates_are_renewed_under_traffic_without_a_failure() {
 
 #[test]
 fn without_the_ca_certificates_serve_to_their_end_then_nothing_passes_until_it_is_back() {
-    let mut lab = Lab::for_test(MESH, &ENVIRONMENT);
+    let mut lab = Lab::for_test(&mesh(), &ENVIRONMENT);
     let arrived = Arc::new(AtomicUsize::new(0));
     let count = arrived.clone();
     let serve = move |stream| {

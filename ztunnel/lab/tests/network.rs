@@ -10,20 +10,15 @@ use std::time::{Duration, Instant};
 use ztunnel_lab::lab::{Error, Options};
 use ztunnel_lab::node::PodHandle;
 use ztunnel_lab::traffic::accept;
-use ztunnel_lab::{Lab, Spec, namespace, traces, wait_until};
+use ztunnel_lab::{Lab, Mesh, namespace, traces, wait_until};
 
 const SOON: Duration = Duration::from_secs(10);
-const SPEC: &str = "
-nodes: [{name: node1}, {name: node2}]
-pods:
-- {name: a, namespace: test, node: node1}
-- {name: b, namespace: test, node: node1}
-- {name: c, namespace: test, node: node2}
-";
+fn mesh() -> Mesh {
+    Mesh::new().pod("node1", "test/a").pod("node1", "test/b").pod("node2", "test/c")
+}
 
 fn up(name: &str) -> Result<Lab, Error> {
-    let spec = Spec::parse(SPEC, "network.yaml").expect("the file is valid");
-    Lab::up(name, spec, Options { without_processes: true, ..Options::default() })
+    Lab::up(name, &(&mesh()).into(), Options { without_processes: true, ..Options::default() })
 }
 
 fn unique(what: &str) -> String {
@@ -71,7 +66,7 @@ fn a_name_is_taken_once_and_down_is_idempotent() {
     let name = unique("twice");
     let lab = up(&name).expect("a lab");
     assert!(matches!(up(&name), Err(Error::Up(_))));
-    lab.keep(SPEC).expect("it stays");
+    lab.keep();
     let attached = Lab::attach(&name).expect("it is up");
     reaches(attached.pod("a"), attached.pod("c"), attached.pod("c").ipv4());
     drop(attached);

@@ -4,9 +4,8 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
+use ztunnel_lab::mesh::{self, Mesh};
 use ztunnel_lab::{Lab, traffic, wait_until};
-use ztunnel_model::codec::static_config;
-use ztunnel_model::policy::Policy;
 
 const PORT: u16 = 8080;
 const OTHER_PORT: u16 = 8081;
@@ -14,33 +13,24 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// How long a stream may outlive the policy that allowed it.
 const REVOCATION: Duration = Duration::from_secs(1);
 
-const MESH: &str = "
-nodes: [{name: node1}, {name: node2}]
-pods:
-- {name: web, namespace: front, serviceAccount: web, node: node1}
-- {name: job, namespace: back, serviceAccount: job, node: node1}
-- {name: cart, namespace: shop, serviceAccount: cart, node: node2}
-- {name: legacy, namespace: legacy, node: node1, mesh: false}
-";
+/// Rules that match every connection.
+const EVERYTHING: &str = "[{to: [{operation: {notPorts: ['1']}}]}]";
+const POLICIES: &str = "policies.yaml";
 
 fn lab(environment: &[(&str, &str)]) -> Lab {
-    let lab = Lab::for_test(MESH, environment);
+    let meshed = Mesh::new().pod("node1", "front/web").pod("node1", "back/job").pod("node2", "shop/cart");
+    let lab = Lab::for_test(&meshed.outside("node1", "legacy/legacy"), environment);
     for port in [PORT, OTHER_PORT] {
         traffic::serve(lab.pod("cart"), port, traffic::echo).expect("the cart can listen");
     }
     lab
 }
 
-fn policies(text: &str) -> Vec<Policy> {
-    static_config::parse(&format!("policies:{text}"), "policies")
-        .unwrap_or_else(|mistakes| panic!("{mistakes:?}"))
-        .policies
-}
-
-/// One policy of the cart's namespace; `rules` as in the static format.
+/// One policy of the cart's namespace.
 fn policy(name: &str, action: &str, rules: &str) -> String {
     format!(
-        "\n- {{name: {name}, namespace: shop, scope: Namespace, action: {action}, dryRun: false, rules: {rules}}}"
+        "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+         metadata: {{name: {name}, namespace: shop}}\nspec: {{action: {action}, rules: {rules}}}\n"
     )
 }
 
@@ -53,12 +43,9 @@ fn known(lab: &Lab) -> Vec<String> {
     names
 }
 
-/// Replaces all policies and waits until the cart's proxy decides by them.
-fn set(lab: &mut Lab, text: &str) {
-    let policies = policies(text);
-    let mut names: Vec<String> = policies.iter().map(|policy| policy.key.name.clone()).collect();
-    names.sort_unstable();
-    lab.edit(|spec| spec.policies = policies);
+/// Replaces all policies and waits until the cart's proxy knows these names.
+fn set(lab: &mut Lab, text: &str, names: &[&str]) {
+    lab.edit(POLICIES, text);
     assert!(wait_until(DEADLINE, || known(lab) == names), "{names:?} did not arrive: {:?}", known(lab));
 }
 
@@ -112,32 +99,26 @@ fn every_kind_of_match_and_its_negation() {
     let (web, to) = (lab.pod("web").ipv4(), cart(&lab));
     let six = SocketAddr::new(lab.pod("cart").ipv6(), PORT);
     let other_port = SocketAddr::new(to.ip(), OTHER_PORT);
-    // Kind, its twin, a value, a connection that has this value, and one that has another.
-    let cases = [
-        ("namespaces", "notNamespaces", "[{Exact: front}]".to_owned(), ("web", to), ("job", to)),
-        (
-            "principals",
-            "notPrincipals",
-            "[{Exact: cluster.local/ns/front/sa/web}]".to_owned(),
-            ("web", to),
-            ("job", to),
-        ),
-        (
-            "serviceAccounts",
-            "notServiceAccounts",
-            "[{namespace: front, serviceAccount: web}]".to_owned(),
-            ("web", to),
-            ("job", to),
-        ),
-        ("sourceIps", "notSourceIps", format!("[{web}/32]"), ("web", to), ("job", to)),
-        ("destinationIps", "notDestinationIps", format!("[{}/32]", to.ip()), ("web", to), ("web", six)),
-        ("destinationPorts", "notDestinationPorts", format!("[{PORT}]"), ("web", to), ("web", other_port)),
+    let source = |key: &str, value: &str| format!("[{{from: [{{source: {{{key}: ['{value}']}}}}]}}]");
+    let port = |key: &str, value: &str| format!("[{{to: [{{operation: {{{key}: ['{value}']}}}}]}}]");
+    let address =
+        |key: &str, value: &str| format!("[{{when: [{{key: destination.ip, {key}: ['{value}']}}]}}]");
+    type Rules<'a> = &'a dyn Fn(&str, &str) -> String;
+    let (web, ip) = (format!("{web}/32"), to.ip().to_string());
+    // How a rule is written, kind, its twin, a value, a connection that has this value, and one that has another.
+    let cases: [(Rules<'_>, &str, &str, &str, _, _); 6] = [
+        (&source, "namespaces", "notNamespaces", "front", ("web", to), ("job", to)),
+        (&source, "principals", "notPrincipals", "cluster.local/ns/front/sa/web", ("web", to), ("job", to)),
+        (&source, "serviceAccounts", "notServiceAccounts", "front/web", ("web", to), ("job", to)),
+        (&source, "ipBlocks", "notIpBlocks", &web, ("web", to), ("job", to)),
+        (&address, "values", "notValues", &ip, ("web", to), ("web", six)),
+        (&port, "ports", "notPorts", "8080", ("web", to), ("web", other_port)),
     ];
-    for (index, (kind, twin, value, with, without)) in cases.iter().enumerate() {
+    for (index, (rules, kind, twin, value, with, without)) in cases.into_iter().enumerate() {
         for (key, allowed, denied) in [(kind, with, without), (twin, without, with)] {
             // A name of its own for each policy tells in the dump when the proxy has it.
-            let rules = format!("[[[{{{key}: {value}}}]]]");
-            set(&mut lab, &policy(&format!("{}-{index}", key.to_lowercase()), "Allow", &rules));
+            let name = format!("{}-{index}", key.to_lowercase());
+            set(&mut lab, &policy(&name, "ALLOW", &rules(key, value)), &[&name]);
             let before = denials(&lab);
             assert!(passes(&lab, allowed.0, allowed.1), "{key} must allow {allowed:?}");
             assert!(!passes(&lab, denied.0, denied.1), "{key} must not allow {denied:?}");
@@ -151,9 +132,9 @@ fn every_kind_of_match_and_its_negation() {
 fn deny_comes_before_allow() {
     let mut lab = lab(&[]);
     let to = cart(&lab);
-    let allow = policy("everybody", "Allow", "[[[{notDestinationPorts: [1]}]]]");
-    let deny = policy("no-web", "Deny", "[[[{serviceAccounts: [{namespace: front, serviceAccount: web}]}]]]");
-    set(&mut lab, &format!("{allow}{deny}"));
+    let allow = policy("everybody", "ALLOW", EVERYTHING);
+    let deny = policy("no-web", "DENY", "[{from: [{source: {serviceAccounts: [front/web]}}]}]");
+    set(&mut lab, &format!("{allow}{deny}"), &["everybody", "no-web"]);
     assert!(!passes(&lab, "web", to), "both match, and DENY decides");
     assert!(passes(&lab, "job", to), "only ALLOW matches");
     assert!(
@@ -173,17 +154,17 @@ fn deny_comes_before_allow() {
 fn a_dry_run_denies_nobody_and_is_logged() {
     let mut lab = lab(&[("AUTHZ_POLICY_INFO_LOGGING", "true")]);
     let to = cart(&lab);
-    let deny = policy("dry-deny", "Deny", "[[[{notDestinationPorts: [1]}]]]");
-    let allow = policy("dry-allow", "Allow", "[[[{destinationPorts: [1]}]]]");
-    let dry = |text: &str| text.replace("dryRun: false", "dryRun: true");
-    set(&mut lab, &dry(&format!("{deny}{allow}")));
+    let deny = policy("dry-deny", "DENY", EVERYTHING);
+    let allow = policy("dry-allow", "ALLOW", "[{to: [{operation: {ports: ['1']}}]}]");
+    let dry = |text: &str| text.replace("shop}", "shop, annotations: {istio.io/dry-run: 'true'}}");
+    set(&mut lab, &dry(&format!("{deny}{allow}")), &["dry-allow", "dry-deny"]);
     assert!(passes(&lab, "web", to));
     assert!(passes(&lab, "legacy", to));
     assert!(logged(&lab, &["dry-run deny match: shop/dry-deny", "sa/web"]));
     assert!(logged(&lab, &["no dry-run allow matched", "sa/web"]));
     assert_eq!(denials(&lab), 0.0);
     // The very same policies do deny when they are meant.
-    set(&mut lab, &format!("{}{}", deny.replace("dry-deny", "deny"), allow.replace("dry-allow", "allow")));
+    set(&mut lab, &format!("{deny}{allow}").replace("dry-", ""), &["allow", "deny"]);
     assert!(!passes(&lab, "web", to));
 }
 
@@ -192,10 +173,10 @@ fn a_pushed_policy_closes_open_streams_and_only_those_it_denies() {
     let mut lab = lab(&[]);
     let to = cart(&lab);
     let (hbone, plain, mut kept) = (open(&lab, "web", to), open(&lab, "legacy", to), open(&lab, "job", to));
-    let addresses = format!("[{}/32, {}/32]", lab.pod("web").ipv4(), lab.pod("legacy").ipv4());
-    let deny = policies(&policy("pushed", "Deny", &format!("[[[{{sourceIps: {addresses}}}]]]")));
+    let addresses = format!("[{}, {}]", lab.pod("web").ipv4(), lab.pod("legacy").ipv4());
+    let deny = policy("pushed", "DENY", &format!("[{{from: [{{source: {{ipBlocks: {addresses}}}}}]}}]"));
     let since = Instant::now();
-    lab.edit(|spec| spec.policies = deny);
+    lab.edit(POLICIES, &deny);
     assert_closed(hbone, since, "HBONE");
     assert_closed(plain, since, "plaintext");
     for source in [lab.pod("web").ipv4(), lab.pod("legacy").ipv4()] {
@@ -210,31 +191,30 @@ fn a_pushed_policy_closes_open_streams_and_only_those_it_denies() {
 fn a_selector_policy_newly_attached_closes_open_streams() {
     let mut lab = lab(&[]);
     let to = cart(&lab);
-    let selector = policy("picked", "Deny", "[[[{notDestinationPorts: [1]}]]]")
-        .replace("scope: Namespace", "scope: WorkloadSelector");
-    set(&mut lab, &selector);
+    set(&mut lab, &selecting("picked", EVERYTHING), &["picked"]);
     let stream = open(&lab, "web", to);
     let since = Instant::now();
-    attach(&mut lab, "shop/picked");
+    lab.edit("pod-shop-cart.json", &mesh::pod("node2", "shop/cart", &[("guarded", "yes")]).to_string());
     assert_closed(stream, since, "HBONE");
     let error = "connection closed due to policy change: explicitly denied by: shop/picked";
     assert!(logged(&lab, &["direction=\"inbound\"", error]));
     assert!(!passes(&lab, "web", to), "a new connection is denied as well");
 }
 
-fn attach(lab: &mut Lab, policy: &str) {
-    lab.edit(|spec| {
-        let cart = spec.pods.iter_mut().find(|pod| pod.name == "cart").expect("the lab has a cart");
-        cart.authorization_policies = vec![policy.to_owned()];
-    });
-    let attached = || {
+/// A DENY policy for pods with the label `guarded`.
+fn selecting(name: &str, rules: &str) -> String {
+    policy(name, "DENY", rules).replace("{action", "{selector: {matchLabels: {guarded: 'yes'}}, action")
+}
+
+/// Whether the cart's proxy has a policy attached to the cart.
+fn attached(lab: &Lab, policy: &str) -> bool {
+    wait_until(DEADLINE, || {
         let dump = lab.node("node2").config_dump();
         let workloads = dump["workloads"].as_array().cloned().unwrap_or_default();
         workloads
             .iter()
             .any(|one| one["name"] == "cart" && one["authorizationPolicies"][0].as_str() == Some(policy))
-    };
-    assert!(wait_until(DEADLINE, attached), "{policy} was not attached");
+    })
 }
 
 #[test]
@@ -244,15 +224,13 @@ fn strict_takes_mutual_tls_alone_and_permissive_takes_both() {
     assert!(passes(&lab, "web", to), "permissive takes mutual TLS");
     assert!(passes(&lab, "legacy", to), "permissive takes plaintext");
     let strict = "
-- name: istio_converted_static_strict
-  namespace: istio-system
-  scope: WorkloadSelector
-  action: Deny
-  dryRun: false
-  rules: [[[{notPrincipals: [{Presence: []}]}]]]
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: strict, namespace: shop}
+spec: {mtls: {mode: STRICT}}
 ";
-    set(&mut lab, strict);
-    attach(&mut lab, "istio-system/istio_converted_static_strict");
+    set(&mut lab, strict, &["istio_converted_static_strict"]);
+    assert!(attached(&lab, "istio-system/istio_converted_static_strict"));
     assert!(passes(&lab, "web", to), "strict takes mutual TLS");
     assert!(!passes(&lab, "legacy", to), "strict refuses plaintext");
     let source = format!("src.addr={}:", lab.pod("legacy").ipv4());
@@ -260,16 +238,35 @@ fn strict_takes_mutual_tls_alone_and_permissive_takes_both() {
     assert!(logged(&lab, &["direction=\"inbound\"", &source, error]));
 }
 
+/// Our controller never names a policy that it has not sent, so a static file says it here.
 #[test]
 fn a_policy_that_is_named_but_unknown_refuses() {
-    let mut lab = lab(&[]);
+    let path = std::env::temp_dir().join(format!("unknown-policy-{}.json", std::process::id()));
+    let write = |policies: &str| {
+        let workload = |node: &str, path: &str, address: &str, more: &str| {
+            let (namespace, name) = path.split_once('/').expect("a path");
+            format!(
+                "{{uid: Kubernetes//Pod/{path}, name: {name}, namespace: {namespace}, \
+                 serviceAccount: {name}, node: {node}, protocol: HBONE, workloadIps: [{address}], services: {{}}{more}}}"
+            )
+        };
+        let cart = workload("node2", "shop/cart", "10.244.2.10", ", authorizationPolicies: [shop/ghost]");
+        let web = workload("node1", "front/web", "10.244.1.11", "");
+        std::fs::write(&path, format!("workloads: [{cart}, {web}]\npolicies: [{policies}]\n"))
+            .expect("a file");
+    };
+    write("");
+    let lab = lab(&[("XDS_ADDRESS", ""), ("LOCAL_XDS_PATH", &path.display().to_string())]);
     let to = cart(&lab);
-    attach(&mut lab, "shop/ghost");
+    assert_eq!([to.ip(), lab.pod("web").ipv4()].map(|ip| ip.to_string()), ["10.244.2.10", "10.244.1.11"]);
     assert!(!passes(&lab, "web", to));
     assert!(!passes(&lab, "legacy", to));
     assert!(logged(&lab, &["direction=\"inbound\"", "shop/ghost applies to this workload but is not known"]));
-    let arrived = policy("ghost", "Deny", "[[[{destinationPorts: [1]}]]]")
-        .replace("scope: Namespace", "scope: WorkloadSelector");
-    set(&mut lab, &arrived);
+    write(
+        "{name: ghost, namespace: shop, scope: WorkloadSelector, action: Deny, dryRun: false, \
+         rules: [[[{destinationPorts: [1]}]]]}",
+    );
+    assert!(wait_until(DEADLINE, || known(&lab) == ["ghost"]), "{:?}", known(&lab));
     assert!(passes(&lab, "web", to), "once it is known, it decides");
+    std::fs::remove_file(&path).expect("it was written");
 }

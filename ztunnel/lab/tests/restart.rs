@@ -8,20 +8,17 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ztunnel_lab::capture::Capture;
-use ztunnel_lab::{Lab, steady, traffic, wait_until};
+use ztunnel_lab::{Lab, Mesh, steady, traffic, wait_until};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 /// How long nothing must come from a connection that waits.
 const SILENCE: Duration = Duration::from_millis(500);
 const PORT: u16 = 7000;
 const MARKER: &[u8] = b"never in plaintext, whoever is down";
-const MESH: &str = "
-nodes: [{name: node1}, {name: node2}]
-pods:
-- {name: client, node: node1}
-- {name: outside, node: node1, mesh: false}
-- {name: server, node: node2}
-";
+fn mesh() -> Mesh {
+    let meshed = Mesh::new().pod("node1", "default/client").pod("node2", "default/server");
+    meshed.outside("node1", "default/outside")
+}
 
 /// A lab, watched between client and server on both families.
 struct Bed {
@@ -33,7 +30,7 @@ struct Bed {
 
 impl Bed {
     fn new(environment: &[(&str, &str)]) -> Self {
-        let lab = Lab::for_test(MESH, environment);
+        let lab = Lab::for_test(&mesh(), environment);
         let arrived = Arc::new(AtomicUsize::new(0));
         let count = arrived.clone();
         let application = move |stream| {

@@ -4,14 +4,12 @@ use std::fs;
 use std::time::Duration;
 
 use ztunnel_lab::node::PROXY_USER;
-use ztunnel_lab::{Lab, wait_until};
+use ztunnel_lab::{Lab, Mesh, wait_until};
 
 const DEADLINE: Duration = Duration::from_secs(20);
-const MESH: &str = "
-nodes: [{name: node1}]
-pods:
-- {name: client, node: node1}
-";
+fn mesh() -> Mesh {
+    Mesh::new().pod("node1", "default/client")
+}
 
 /// The values of one key in the status of a thread (proc_pid_status(5)).
 fn field<'a>(status: &'a str, key: &str) -> Vec<&'a str> {
@@ -21,7 +19,7 @@ fn field<'a>(status: &'a str, key: &str) -> Vec<&'a str> {
 
 #[test]
 fn no_thread_of_the_proxy_has_or_can_gain_a_privilege() {
-    let lab = Lab::for_test(MESH, &[]);
+    let lab = Lab::for_test(&mesh(), &[]);
     let pid = lab.node("node1").proxy().expect("it runs").pid();
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("its threads");
     let tasks: Vec<_> = tasks.map(|task| task.expect("a thread").path()).collect();
@@ -42,11 +40,10 @@ fn no_thread_of_the_proxy_has_or_can_gain_a_privilege() {
 
 #[test]
 fn a_proxy_without_its_configuration_says_which_file_is_missing() {
-    let mut lab = Lab::for_test(MESH, &[]);
-    let node = lab.node_mut("node1");
-    node.kill_proxy();
-    let path = node.config_path();
-    fs::remove_file(&path).expect("it was there");
+    let mut lab = Lab::for_test(&mesh(), &[]);
+    lab.node_mut("node1").kill_proxy();
+    lab.set_environment("XDS_ADDRESS", "");
+    lab.set_environment("LOCAL_XDS_PATH", "/no-such-mesh.json");
     lab.start_proxy("node1").expect("it can be started");
     let mut status = None;
     wait_until(DEADLINE, || {
@@ -56,6 +53,6 @@ fn a_proxy_without_its_configuration_says_which_file_is_missing() {
     assert_eq!(status.expect("it ends by itself").code(), Some(1));
     let log = lab.node("node1").log();
     let last = log.lines().last().unwrap_or_default();
-    let expected = format!("ztunnel: cannot read the static configuration {}: No such file", path.display());
-    assert!(last.starts_with(&expected), "{last}");
+    let expected = "ztunnel: cannot read the static configuration /no-such-mesh.json: No such file";
+    assert!(last.starts_with(expected), "{last}");
 }

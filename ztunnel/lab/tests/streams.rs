@@ -5,20 +5,28 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use ztunnel_lab::traffic::accept;
-use ztunnel_lab::{Lab, traffic, wait_until};
+use ztunnel_lab::{Lab, Mesh, traffic, wait_until};
 
 const DEADLINE: Duration = Duration::from_secs(20);
-const MESH: &str = "
-nodes: [{name: node1}, {name: node2}]
-pods:
-- {name: client, node: node1}
-- {name: near, node: node1}
-- {name: server, node: node2, services: {default/both.svc: {80: 7000}}}
-- {name: second, node: node2, services: {default/both.svc: {80: 7000}}}
-- {name: outside, node: node2, mesh: false}
-services:
-- {name: both, namespace: default, hostname: both.svc, vips: [/10.96.0.1, '/fd00:96::1'], ports: {80: 7000}}
+fn mesh() -> Mesh {
+    let service = "
+apiVersion: v1
+kind: Service
+metadata: {name: both, namespace: default}
+spec:
+  clusterIP: 10.96.0.1
+  clusterIPs: [10.96.0.1, 'fd00:96::1']
+  selector: {serves: both}
+  ports: [{port: 80, targetPort: 7000}]
 ";
+    Mesh::new()
+        .pod("node1", "default/client")
+        .pod("node1", "default/near")
+        .labelled("node2", "default/server", &[("serves", "both")])
+        .labelled("node2", "default/second", &[("serves", "both")])
+        .outside("node2", "default/outside")
+        .file("service.yaml", service)
+}
 
 /// Both ends of one connection from a pod to another.
 fn pair(lab: &Lab, from: &str, to: &str, port: u16) -> (TcpStream, TcpStream) {
@@ -43,7 +51,7 @@ fn reset(stream: TcpStream) {
 
 #[test]
 fn every_way_between_pods_keeps_the_callers_address_and_is_counted() {
-    let lab = Lab::for_test(MESH, &[]);
+    let lab = Lab::for_test(&mesh(), &[]);
     for (index, (to, mutual_tls)) in
         [("server", true), ("near", true), ("outside", false)].into_iter().enumerate()
     {
@@ -78,7 +86,7 @@ fn every_way_between_pods_keeps_the_callers_address_and_is_counted() {
 
 #[test]
 fn a_service_spreads_and_survives_a_dead_endpoint() {
-    let lab = Lab::for_test(MESH, &[]);
+    let lab = Lab::for_test(&mesh(), &[]);
     let first = lab.pod("server");
     traffic::serve(first, 7000, |mut stream| stream.write_all(b"1")).expect("a free port");
     let ask = |vip: &str| {
@@ -100,7 +108,7 @@ fn a_service_spreads_and_survives_a_dead_endpoint() {
 
 #[test]
 fn the_server_may_speak_first_and_each_direction_ends_by_itself() {
-    let lab = Lab::for_test(MESH, &[]);
+    let lab = Lab::for_test(&mesh(), &[]);
     let (mut client, mut server) = pair(&lab, "client", "server", 7000);
     server.write_all(b"220 ready").expect("sent");
     let mut greeting = [0; 9];
@@ -118,7 +126,7 @@ fn the_server_may_speak_first_and_each_direction_ends_by_itself() {
 
 #[test]
 fn both_ends_log_one_trace() {
-    let lab = Lab::for_test(MESH, &[]);
+    let lab = Lab::for_test(&mesh(), &[]);
     let (client, server) = pair(&lab, "client", "server", 7700);
     drop((client, server));
     let trace = |node: &str, direction: &str| {
@@ -141,7 +149,7 @@ fn both_ends_log_one_trace() {
 
 #[test]
 fn resets_are_carried_both_ways() {
-    let lab = Lab::for_test(MESH, &[]);
+    let lab = Lab::for_test(&mesh(), &[]);
     for (port, to) in [(7000, "server"), (7001, "outside")] {
         let (client, mut server) = pair(&lab, "client", to, port);
         reset(client);
@@ -156,7 +164,7 @@ fn resets_are_carried_both_ways() {
 
 #[test]
 fn a_reset_after_a_half_close_is_carried_although_the_other_side_is_silent() {
-    let lab = Lab::for_test(MESH, &[]);
+    let lab = Lab::for_test(&mesh(), &[]);
     for (port, to) in [(7000, "server"), (7001, "outside")] {
         for port in [port, port + 10] {
             let (client, server) = pair(&lab, "client", to, port);
@@ -173,7 +181,7 @@ fn a_reset_after_a_half_close_is_carried_although_the_other_side_is_silent() {
 
 #[test]
 fn one_byte_and_a_hundred_megabytes_arrive_unharmed() {
-    let lab = Lab::for_test(MESH, &[]);
+    let lab = Lab::for_test(&mesh(), &[]);
     traffic::serve(lab.pod("server"), 7000, traffic::sink).expect("a free port");
     let to = SocketAddr::new(lab.pod("server").ipv4(), 7000);
     for length in [0, 1, 100_000_000] {
@@ -184,7 +192,7 @@ fn one_byte_and_a_hundred_megabytes_arrive_unharmed() {
 
 #[test]
 fn two_thousand_connections_at_once() {
-    let lab = Lab::for_test(MESH, &[]);
+    let lab = Lab::for_test(&mesh(), &[]);
     traffic::serve(lab.pod("server"), 7000, traffic::echo).expect("a free port");
     let to = SocketAddr::new(lab.pod("server").ipv4(), 7000);
     let threads: Vec<_> = (0..20)
@@ -207,7 +215,7 @@ fn two_thousand_connections_at_once() {
 
 #[test]
 fn a_pod_that_calls_itself_is_left_alone_and_cannot_loop() {
-    let lab = Lab::for_test(MESH, &[]);
+    let lab = Lab::for_test(&mesh(), &[]);
     let (mut client, mut server) = pair(&lab, "server", "server", 7000);
     client.write_all(b"x").expect("sent");
     server.read_exact(&mut [0]).expect("received");

@@ -5,20 +5,19 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use ztunnel_lab::mesh::{self, Mesh};
 use ztunnel_lab::{Lab, namespace, steady, traffic, wait_until};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 const PORT: u16 = 7000;
-const MESH: &str = "
-nodes: [{name: node1}, {name: node2}]
-pods:
-- {name: client, node: node1}
-- {name: server, node: node2}
-- {name: victim, node: node2}
-";
+const VICTIM: &str = "default/victim";
+const VICTIM_FILE: &str = "pod-default-victim.json";
+fn mesh() -> Mesh {
+    Mesh::new().pod("node1", "default/client").pod("node2", "default/server").pod("node2", VICTIM)
+}
 
 fn bed(environment: &[(&str, &str)]) -> Lab {
-    let lab = Lab::for_test(MESH, environment);
+    let lab = Lab::for_test(&mesh(), environment);
     traffic::serve(lab.pod("server"), PORT, traffic::echo).expect("a free port");
     lab
 }
@@ -74,13 +73,13 @@ fn descriptors(lab: &Lab) -> [usize; 2] {
 
 /// Descriptors while the victim is not in the mesh; afterwards it is again.
 fn descriptors_without_victim(lab: &mut Lab) -> [usize; 2] {
-    let position = lab.spec().pods.iter().position(|pod| pod.name == "victim").expect("it is in the lab");
-    let victim = lab.spec().pods[position].clone();
-    lab.edit(|spec| drop(spec.pods.remove(position)));
-    let gone = |lab: &Lab| lab.node("node2").config_dump()["workloadState"].get(victim.uid()).is_none();
+    let uid = lab.pod("victim").spec().uid();
+    let mode = |mode| mesh::pod("node2", VICTIM, &[("istio.io/dataplane-mode", mode)]).to_string();
+    lab.edit(VICTIM_FILE, &mode("none"));
+    let gone = |lab: &Lab| lab.node("node2").config_dump()["workloadState"].get(&uid).is_none();
     assert!(wait_until(DEADLINE, || gone(lab)), "the proxy still serves the victim");
     let without = steady(DEADLINE, || descriptors(lab)).expect("processes at rest");
-    lab.edit(|spec| spec.pods.push(victim.clone()));
+    lab.edit(VICTIM_FILE, &mode("ambient"));
     lab.wait_ready("node2").unwrap_or_else(|error| panic!("{error}"));
     without
 }
@@ -109,7 +108,7 @@ fn a_pod_that_vanishes_under_load_frees_every_descriptor() {
     round_trip(&mut other).expect("it works");
     let without = descriptors_without_victim(&mut lab);
     let streams = load(&lab, without);
-    lab.delete_pod("victim");
+    lab.remove(VICTIM_FILE);
     freed(&lab, without);
     drop(streams);
     round_trip(&mut other).expect("the other pod of the node is unharmed");
@@ -126,16 +125,16 @@ fn a_namespace_that_vanishes_under_load_frees_every_descriptor_and_itself() {
     round_trip(&mut other).expect("it works");
     let without = descriptors_without_victim(&mut lab);
     let streams = load(&lab, without);
-    assert!(links(&lab).contains("pod2:"), "{}", links(&lab));
+    assert!(links(&lab).contains("pod11:"), "{}", links(&lab));
     application.kill();
     namespace::remove(lab.pod("victim").namespace()).expect("it is there");
     freed(&lab, without);
     let told = || lab.node("node2").agent_log().contains("the pod's namespace is gone");
     assert!(wait_until(DEADLINE, told), "{}", lab.node("node2").agent_log());
     // A namespace lives as long as any socket in it, and its link as long as the namespace.
-    assert!(wait_until(DEADLINE, || !links(&lab).contains("pod2:")), "{}", links(&lab));
+    assert!(wait_until(DEADLINE, || !links(&lab).contains("pod11:")), "{}", links(&lab));
     round_trip(&mut other).expect("the other pod of the node is unharmed");
-    lab.delete_pod("victim");
+    lab.remove(VICTIM_FILE);
     let told = || lab.node("node2").agent_log().contains("pod withdrawn");
     assert!(wait_until(DEADLINE, told), "{}", lab.node("node2").agent_log());
     freed(&lab, without);

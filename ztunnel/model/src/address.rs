@@ -2,15 +2,22 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+
+use crate::text::Text;
 
 /// A network name; the empty name is the default network.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Network(Arc<str>);
+pub struct Network(Text);
 
 impl From<&str> for Network {
     fn from(name: &str) -> Self {
         Self(name.into())
+    }
+}
+
+impl From<Text> for Network {
+    fn from(name: Text) -> Self {
+        Self(name)
     }
 }
 

@@ -6,10 +6,13 @@ use std::sync::Arc;
 
 /// One workload identity. Always parsed or built from its three parts, never empty.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Identity {
-    trust_domain: Arc<str>,
-    namespace: Arc<str>,
-    service_account: Arc<str>,
+pub struct Identity(Arc<Parts>);
+
+#[derive(PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Parts {
+    trust_domain: Box<str>,
+    namespace: Box<str>,
+    service_account: Box<str>,
 }
 
 /// Why a text is not an identity.
@@ -35,28 +38,44 @@ impl Identity {
                 return Err(Error { text, reason });
             }
         }
-        Ok(Self {
+        Ok(Self(Arc::new(Parts {
             trust_domain: trust_domain.into(),
             namespace: namespace.into(),
             service_account: service_account.into(),
-        })
+        })))
     }
 
     pub fn trust_domain(&self) -> &str {
-        &self.trust_domain
+        &self.0.trust_domain
     }
 
     pub fn namespace(&self) -> &str {
-        &self.namespace
+        &self.0.namespace
     }
 
     pub fn service_account(&self) -> &str {
-        &self.service_account
+        &self.0.service_account
+    }
+
+    pub(crate) fn parts(&self) -> Arc<Parts> {
+        self.0.clone()
     }
 
     /// The principal that policies match: the identity without `spiffe://` (interop.md section 9.3).
     pub fn principal(&self) -> String {
-        format!("{}/ns/{}/sa/{}", self.trust_domain, self.namespace, self.service_account)
+        format!("{}/ns/{}/sa/{}", self.trust_domain(), self.namespace(), self.service_account())
+    }
+}
+
+impl Parts {
+    pub(crate) fn as_tuple(&self) -> (&str, &str, &str) {
+        (&self.trust_domain, &self.namespace, &self.service_account)
+    }
+}
+
+impl From<Arc<Parts>> for Identity {
+    fn from(parts: Arc<Parts>) -> Self {
+        Self(parts)
     }
 }
 
@@ -78,7 +97,7 @@ impl FromStr for Identity {
 
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "spiffe://{}/ns/{}/sa/{}", self.trust_domain, self.namespace, self.service_account)
+        write!(f, "spiffe://{}/ns/{}/sa/{}", self.trust_domain(), self.namespace(), self.service_account())
     }
 }
 

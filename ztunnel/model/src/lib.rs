@@ -9,10 +9,12 @@ pub mod hop;
 pub mod identity;
 pub mod policy;
 pub mod service;
+pub mod text;
 pub mod workload;
 
 pub use address::{LocalAddr, Network, NetworkAddress, OrigDst, PeerAddr, canonical};
 pub use hop::{Authority, Hop};
 pub use identity::{Identity, IdentitySet};
 pub use service::{NamespacedHostname, Service, ServicePort};
+pub use text::Text;
 pub use workload::{Workload, WorkloadUid};

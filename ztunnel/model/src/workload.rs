@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::address::Network;
 use crate::identity::Identity;
 use crate::service::{GatewayAddress, NamespacedHostname, ServicePort};
+use crate::text::Text;
 
 /// Primary key of a workload, for example `cluster//v1/Pod/namespace/name`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -82,9 +83,9 @@ pub enum NetworkMode {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Locality {
-    pub region: String,
-    pub zone: String,
-    pub subzone: String,
+    pub region: Text,
+    pub zone: Text,
+    pub subzone: Text,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -99,37 +100,42 @@ pub struct ApplicationTunnel {
     pub port: Option<u16>,
 }
 
+/// The services of an endpoint, with its own port map for each.
+pub type Memberships = BTreeMap<NamespacedHostname, Arc<[ServicePort]>>;
+
 /// One workload as the control plane describes it. Defaults (trust domain `cluster.local`, service account `default`,
 /// cluster `Kubernetes`, capacity 1) are filled in by the codec, so that nobody behind it meets an empty text.
+///
+/// A proxy holds one for each pod of the mesh, up to millions: what workloads have in common they share.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Workload {
     pub uid: WorkloadUid,
-    pub name: String,
-    pub namespace: String,
+    pub name: Text,
+    pub namespace: Text,
     /// Who this workload is; from trust domain, namespace and service account.
     pub identity: Identity,
     pub addresses: Vec<IpAddr>,
     /// Only for workloads without addresses: resolved on demand.
-    pub hostname: String,
+    pub hostname: Text,
     pub network: Network,
     pub protocol: TunnelProtocol,
     pub network_mode: NetworkMode,
-    pub node: String,
+    pub node: Text,
     pub workload_type: WorkloadType,
-    pub workload_name: String,
-    pub canonical_name: String,
-    pub canonical_revision: String,
-    pub cluster_id: String,
-    pub locality: Locality,
+    pub workload_name: Text,
+    pub canonical_name: Text,
+    pub canonical_revision: Text,
+    pub cluster_id: Text,
+    pub locality: Arc<Locality>,
     pub status: HealthStatus,
     /// Load-balancing weight; 0 is never chosen.
     pub capacity: u32,
     pub native_tunnel: bool,
     pub application_tunnel: Option<ApplicationTunnel>,
-    pub waypoint: Option<GatewayAddress>,
-    pub network_gateway: Option<GatewayAddress>,
+    pub waypoint: Option<Arc<GatewayAddress>>,
+    pub network_gateway: Option<Arc<GatewayAddress>>,
     /// Names (`namespace/name`) of the selector-scoped policies that apply here.
-    pub authorization_policies: Vec<String>,
-    /// Services that this workload is an endpoint of, with the endpoint's own port map.
-    pub services: BTreeMap<NamespacedHostname, Vec<ServicePort>>,
+    pub authorization_policies: Arc<[Text]>,
+    /// Services that this workload is an endpoint of.
+    pub services: Arc<Memberships>,
 }

@@ -14,6 +14,7 @@ pub(super) const FILE: &str = "./etc/istio/config/mesh";
 /// The keys in use; every other one is ignored, because control planes add to them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct ProxyConfig {
+    pub(super) discovery_address: Option<String>,
     pub(super) admin_port: Option<u16>,
     pub(super) stats_port: Option<u16>,
     /// Threads; 0 for all CPUs.
@@ -25,6 +26,7 @@ impl ProxyConfig {
     pub(super) fn overlaid_with(mut self, over: Self) -> Self {
         self.metadata.extend(over.metadata);
         Self {
+            discovery_address: over.discovery_address.or(self.discovery_address),
             admin_port: over.admin_port.or(self.admin_port),
             stats_port: over.stats_port.or(self.stats_port),
             concurrency: over.concurrency.or(self.concurrency),
@@ -38,6 +40,7 @@ impl ProxyConfig {
             return Self::default();
         }
         Self {
+            discovery_address: value(part, "discoveryAddress", mistakes),
             admin_port: value(part, "proxyAdminPort", mistakes),
             stats_port: value(part, "statsPort", mistakes),
             concurrency: value(part, "concurrency", mistakes),

@@ -10,11 +10,13 @@ mod quantity;
 mod raw;
 mod resolve;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Serialize, Serializer};
+use serde_json::Value;
 use ztunnel_model::codec::located;
 
 pub use host::Host;
@@ -30,6 +32,7 @@ pub struct Config {
     pub node: Node,
     pub hbone: Hbone,
     pub sockets: Sockets,
+    pub xds: Xds,
     pub identity: Identity,
     pub drain: Drain,
     pub static_config: Option<StaticSource>,
@@ -112,9 +115,42 @@ pub struct Identity {
     pub token: Option<TokenSource>,
     pub cluster_id: String,
     pub secret_ttl: Duration,
+    /// File of CRLs; read when it appears and whenever it changes.
+    pub crl_path: Option<PathBuf>,
 }
 
-/// Where the roots that the CA's own certificate is checked against come from.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Xds {
+    /// URI of the xDS server; `None` when the operator wrote an empty address.
+    pub address: Option<String>,
+    pub root: RootSource,
+    /// Another name that the server's certificate may carry.
+    pub alt_hostname: Option<String>,
+    /// Extra request metadata; the values may be secrets.
+    pub headers: Vec<(String, Secret)>,
+    pub token: Option<TokenSource>,
+    pub cluster_id: String,
+    /// Addresses are asked for when they are needed, instead of all at once.
+    pub on_demand: bool,
+    /// CRLs come over the same stream; our own control plane has them.
+    pub revocations: bool,
+    pub node: XdsNode,
+}
+
+/// What the server is told about this proxy (interop.md section 4.2).
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct XdsNode {
+    pub instance_ip: String,
+    pub pod_name: String,
+    pub pod_namespace: String,
+    pub node_name: String,
+    pub metadata: BTreeMap<String, String>,
+    pub json_metadata: BTreeMap<String, Value>,
+}
+
+/// Where the roots that a control-plane server's own certificate is checked against come from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum RootSource {

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde_json::Value;
 use tracing_subscriber::filter::Targets;
 
 use super::quantity::{self, Workers};
@@ -34,16 +36,28 @@ pub(super) struct Raw {
     pub(super) network: Option<String>,
     pub(super) node_name: Option<String>,
     pub(super) cluster_id: Option<String>,
-    pub(super) meta_cluster_id: Option<String>,
-    pub(super) meta_istio_version: Option<String>,
     pub(super) trust_domain: Option<String>,
     pub(super) ipv6_enabled: Option<bool>,
+    pub(super) xds_address: Option<String>,
+    pub(super) xds_root_ca: Option<String>,
+    pub(super) alt_xds_hostname: Option<String>,
+    pub(super) xds_on_demand: Option<bool>,
+    pub(super) xds_revocations: Option<bool>,
+    pub(super) xds_headers: Vec<(String, Secret)>,
+    pub(super) instance_ip: Option<IpAddr>,
+    pub(super) pod_name: Option<String>,
+    pub(super) pod_namespace: Option<String>,
+    /// ISTIO_META_*: names without the prefix.
+    pub(super) metadata: BTreeMap<String, String>,
+    /// ISTIO_METAJSON_*: names without the prefix, values that are JSON.
+    pub(super) json_metadata: BTreeMap<String, Value>,
     pub(super) ca_address: Option<String>,
     pub(super) ca_root_ca: Option<String>,
     pub(super) alt_ca_hostname: Option<String>,
     pub(super) ca_headers: Vec<(String, Secret)>,
     pub(super) auth_token: Option<Secret>,
     pub(super) secret_ttl: Option<Duration>,
+    pub(super) crl_path: Option<PathBuf>,
     pub(super) in_kubernetes: bool,
     pub(super) local_xds_path: Option<PathBuf>,
     pub(super) local_xds: Option<String>,
@@ -84,18 +98,28 @@ impl Raw {
             network: from.text("NETWORK"),
             node_name: from.non_empty("NODE_NAME"),
             cluster_id: from.non_empty("CLUSTER_ID"),
-            meta_cluster_id: from.non_empty("ISTIO_META_CLUSTER_ID"),
-            meta_istio_version: from.non_empty("ISTIO_META_ISTIO_VERSION"),
             trust_domain: from.parsed("TRUST_DOMAIN", "a trust domain without '/'", |text| {
                 (!text.is_empty() && !text.contains('/')).then(|| text.to_owned())
             }),
             ipv6_enabled: from.boolean("IPV6_ENABLED"),
+            xds_address: from.text("XDS_ADDRESS"),
+            xds_root_ca: from.non_empty("XDS_ROOT_CA"),
+            alt_xds_hostname: from.non_empty("ALT_XDS_HOSTNAME"),
+            xds_on_demand: from.boolean("XDS_ON_DEMAND"),
+            xds_revocations: from.boolean("XDS_REVOCATIONS"),
+            xds_headers: from.headers("XDS_HEADER_"),
+            instance_ip: from.parsed("INSTANCE_IP", "an IP address", |text| text.parse().ok()),
+            pod_name: from.non_empty("POD_NAME"),
+            pod_namespace: from.non_empty("POD_NAMESPACE"),
+            metadata: from.prefixed("ISTIO_META_"),
+            json_metadata: from.json("ISTIO_METAJSON_"),
             ca_address: from.text("CA_ADDRESS"),
             ca_root_ca: from.non_empty("CA_ROOT_CA"),
             alt_ca_hostname: from.non_empty("ALT_CA_HOSTNAME"),
             ca_headers: from.headers("CA_HEADER_"),
             auth_token: from.non_empty("AUTH_TOKEN").map(Secret::new),
             secret_ttl: from.duration("SECRET_TTL"),
+            crl_path: from.non_empty("CRL_PATH").map(PathBuf::from),
             in_kubernetes: from.text("KUBERNETES_SERVICE_HOST").is_some(),
             local_xds_path: from.non_empty("LOCAL_XDS_PATH").map(PathBuf::from),
             local_xds: from.non_empty("LOCAL_XDS"),
@@ -201,12 +225,37 @@ impl Reader<'_> {
         })
     }
 
-    fn headers(&mut self, prefix: &str) -> Vec<(String, Secret)> {
+    /// Variables whose names begin with a prefix, which the answer leaves out.
+    fn prefixed(&mut self, prefix: &str) -> BTreeMap<String, String> {
         let names: Vec<String> = self.env.0.keys().filter(|name| name.starts_with(prefix)).cloned().collect();
+        names
+            .into_iter()
+            .filter_map(|name| Some((name[prefix.len()..].to_owned(), self.text(&name)?)))
+            .collect()
+    }
+
+    fn json(&mut self, prefix: &str) -> BTreeMap<String, Value> {
+        let mut values = BTreeMap::new();
+        for (name, text) in self.prefixed(prefix) {
+            match serde_json::from_str(&text) {
+                Ok(value) => drop(values.insert(name, value)),
+                Err(error) => {
+                    self.refuse(
+                        &format!("{prefix}{name}"),
+                        text,
+                        &format!("JSON such as {{\"a\": 1}} ({error})"),
+                    );
+                }
+            }
+        }
+        values
+    }
+
+    fn headers(&mut self, prefix: &str) -> Vec<(String, Secret)> {
         let mut headers = Vec::new();
-        for name in names {
-            let Some(value) = self.text(&name) else { continue };
-            let header = name[prefix.len()..].to_ascii_lowercase();
+        for (suffix, value) in self.prefixed(prefix) {
+            let name = format!("{prefix}{suffix}");
+            let header = suffix.to_ascii_lowercase();
             if http::HeaderName::try_from(&header).is_err() {
                 self.refuse(&name, "…", "a header name after the prefix");
             } else if http::HeaderValue::try_from(&value).is_err() {

@@ -1,5 +1,6 @@
 //! Defaults, and the rules by which several variables make one value.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use super::quantity::Workers;
 use super::raw::Raw;
 use super::{
     Admin, Config, Drain, Hbone, Host, Identity, Keepalive, Mistake, Node, RootSource, Secret, Sockets,
-    StaticSource, Telemetry, TokenSource,
+    StaticSource, Telemetry, TokenSource, Xds, XdsNode,
 };
 
 const ROOT_FILE: &str = "./var/run/secrets/istio/root-cert.pem";
@@ -24,15 +25,11 @@ pub(super) fn resolve(
 ) -> Config {
     let workers = workers(&raw, proxy_config.concurrency, host);
     let ipv6 = raw.ipv6_enabled.unwrap_or(true) && host.ipv6;
-    // Environment before document: the environment is what the operator of this process wrote.
-    let metadata = |from_env: &Option<String>, key: &str| {
-        from_env.clone().or_else(|| proxy_config.metadata.get(&format!("ISTIO_META_{key}")).cloned())
-    };
-    let cluster_id = metadata(&raw.meta_cluster_id, "CLUSTER_ID")
-        .or_else(|| raw.cluster_id.clone())
-        .unwrap_or_else(|| "Kubernetes".to_owned());
-    let build_tag = metadata(&raw.meta_istio_version, "ISTIO_VERSION")
-        .unwrap_or_else(|| env!("CARGO_PKG_VERSION").to_owned());
+    let metadata = metadata(&raw, &proxy_config);
+    let written = |key: &str| metadata.get(key).filter(|text| !text.is_empty()).cloned();
+    let cluster_id =
+        written("CLUSTER_ID").or_else(|| raw.cluster_id.clone()).unwrap_or_else(|| "Kubernetes".to_owned());
+    let build_tag = written("ISTIO_VERSION").unwrap_or_else(|| env!("CARGO_PKG_VERSION").to_owned());
     Config {
         telemetry: Telemetry {
             rust_log: raw.rust_log.clone().unwrap_or_else(|| "info".to_owned()),
@@ -68,7 +65,49 @@ pub(super) fn resolve(
         redirect_socket: raw.redirect_socket.clone().unwrap_or_else(|| PathBuf::from(REDIRECT_SOCKET)),
         response_baggage: raw.response_baggage.unwrap_or(true),
         allow_privileges: raw.allow_privileges.unwrap_or(false),
+        xds: xds(&raw, proxy_config.discovery_address, metadata, &cluster_id, host, mistakes),
         identity: identity(raw, cluster_id, host, mistakes),
+    }
+}
+
+/// Proxy metadata without the prefix. Environment before document: the environment is what the operator of this process
+/// wrote.
+fn metadata(raw: &Raw, proxy_config: &ProxyConfig) -> BTreeMap<String, String> {
+    let written = proxy_config.metadata.iter();
+    let named = written.filter_map(|(key, value)| Some((key.strip_prefix("ISTIO_META_")?, value)));
+    let mut metadata: BTreeMap<String, String> =
+        named.map(|(key, value)| (key.to_owned(), value.clone())).collect();
+    metadata.extend(raw.metadata.clone());
+    metadata
+}
+
+fn xds(
+    raw: &Raw,
+    discovery_address: Option<String>,
+    mut metadata: BTreeMap<String, String>,
+    cluster_id: &str,
+    host: &Host,
+    mistakes: &mut Vec<Mistake>,
+) -> Xds {
+    metadata.entry("CLUSTER_ID".to_owned()).or_insert_with(|| cluster_id.to_owned());
+    let address = raw.xds_address.clone().or(discovery_address);
+    Xds {
+        address: server_address("XDS_ADDRESS", address, raw.in_kubernetes, mistakes),
+        root: root_source(raw.xds_root_ca.clone()),
+        alt_hostname: raw.alt_xds_hostname.clone(),
+        headers: raw.xds_headers.clone(),
+        token: token(raw.auth_token.clone(), host),
+        cluster_id: cluster_id.to_owned(),
+        on_demand: raw.xds_on_demand.unwrap_or(false),
+        revocations: raw.xds_revocations.unwrap_or(false),
+        node: XdsNode {
+            instance_ip: raw.instance_ip.map_or_else(|| "1.1.1.1".to_owned(), |ip| ip.to_string()),
+            pod_name: raw.pod_name.clone().unwrap_or_default(),
+            pod_namespace: raw.pod_namespace.clone().unwrap_or_default(),
+            node_name: raw.node_name.clone().unwrap_or_default(),
+            metadata,
+            json_metadata: raw.json_metadata.clone(),
+        },
     }
 }
 
@@ -130,23 +169,34 @@ fn static_config(raw: &Raw, mistakes: &mut Vec<Mistake>) -> Option<StaticSource>
 }
 
 fn identity(raw: Raw, cluster_id: String, host: &Host, mistakes: &mut Vec<Mistake>) -> Identity {
-    let root = raw.ca_root_ca.unwrap_or_else(|| ROOT_FILE.to_owned());
     Identity {
-        ca_address: ca_address(raw.ca_address, raw.in_kubernetes, mistakes),
-        ca_root: match root.as_str() {
-            "SYSTEM" => RootSource::System,
-            pem if pem.contains("-----BEGIN") => RootSource::Inline(root),
-            _ => RootSource::File(PathBuf::from(root)),
-        },
+        ca_address: server_address("CA_ADDRESS", raw.ca_address, raw.in_kubernetes, mistakes),
+        ca_root: root_source(raw.ca_root_ca),
         alt_hostname: raw.alt_ca_hostname,
         headers: raw.ca_headers,
         token: token(raw.auth_token, host),
         cluster_id,
+        crl_path: raw.crl_path,
         secret_ttl: raw.secret_ttl.unwrap_or(Duration::from_secs(24 * 60 * 60)),
     }
 }
 
-fn ca_address(written: Option<String>, in_kubernetes: bool, mistakes: &mut Vec<Mistake>) -> Option<String> {
+fn root_source(written: Option<String>) -> RootSource {
+    let root = written.unwrap_or_else(|| ROOT_FILE.to_owned());
+    match root.as_str() {
+        "SYSTEM" => RootSource::System,
+        pem if pem.contains("-----BEGIN") => RootSource::Inline(root),
+        _ => RootSource::File(PathBuf::from(root)),
+    }
+}
+
+/// The control plane's address; an empty one means that there is none.
+fn server_address(
+    variable: &str,
+    written: Option<String>,
+    in_kubernetes: bool,
+    mistakes: &mut Vec<Mistake>,
+) -> Option<String> {
     let address = match written {
         Some(address) => address,
         None if in_kubernetes => "https://istiod.istio-system.svc:15012".to_owned(),
@@ -163,7 +213,7 @@ fn ca_address(written: Option<String>, in_kubernetes: bool, mistakes: &mut Vec<M
         return Some(uri);
     }
     mistakes.push(Mistake::Value {
-        place: "CA_ADDRESS".to_owned(),
+        place: variable.to_owned(),
         value: address,
         expected: "HOST:PORT or https://HOST:PORT".to_owned(),
     });

@@ -50,10 +50,19 @@ fn defaults() {
             "userTimeout": null,
             "originalSource": true,
         },
+        "xds": {
+            "address": "https://localhost:15012", "root": {"file": "./var/run/secrets/istio/root-cert.pem"},
+            "altHostname": null, "headers": [], "token": null, "clusterId": "Kubernetes", "onDemand": false,
+            "revocations": false,
+            "node": {
+                "instanceIp": "1.1.1.1", "podName": "", "podNamespace": "", "nodeName": "",
+                "metadata": {"CLUSTER_ID": "Kubernetes"}, "jsonMetadata": {},
+            },
+        },
         "identity": {
             "caAddress": "https://localhost:15012", "caRoot": {"file": "./var/run/secrets/istio/root-cert.pem"},
             "altHostname": null, "headers": [], "token": null, "clusterId": "Kubernetes",
-            "secretTtl": {"secs": 86400, "nanos": 0},
+            "secretTtl": {"secs": 86400, "nanos": 0}, "crlPath": null,
         },
         "drain": {"deadline": {"secs": 5, "nanos": 0}},
         "staticConfig": null,
@@ -259,4 +268,54 @@ fn a_value_that_is_not_text_is_a_mistake() {
     let env: Environment = [("NETWORK", OsString::from_vec(vec![0xff]))].into_iter().collect();
     let error = from(&env, None, &host()).expect_err("it is not UTF-8");
     assert_eq!(error.to_string(), "the configuration cannot be used:\n  NETWORK=\"…\": expected UTF-8 text");
+}
+
+#[test]
+fn the_xds_server_and_what_it_is_told() {
+    let config = config(&[
+        ("XDS_ADDRESS", "istiod.istio-system.svc:15012"),
+        ("XDS_ROOT_CA", "SYSTEM"),
+        ("ALT_XDS_HOSTNAME", "istiod"),
+        ("XDS_HEADER_X_Tenant", "a"),
+        ("XDS_ON_DEMAND", "true"),
+        ("AUTH_TOKEN", "/present/token"),
+        ("NODE_NAME", "n1"),
+        ("INSTANCE_IP", "10.0.0.9"),
+        ("POD_NAME", "ztunnel-x"),
+        ("POD_NAMESPACE", "istio-system"),
+        ("ISTIO_META_CLUSTER_ID", "c1"),
+        ("ISTIO_META_OTHER", "from the environment"),
+        ("ISTIO_METAJSON_LABELS", "{\"app\": \"ztunnel\"}"),
+        (
+            "PROXY_CONFIG",
+            "{proxyMetadata: {ISTIO_META_OTHER: from the document, ISTIO_META_MORE: kept, NO_META: x}}",
+        ),
+    ]);
+    let dump = serde_json::to_value(&config.xds).expect("the configuration serializes");
+    let expected = json!({
+        "address": "https://istiod.istio-system.svc:15012", "root": "system", "altHostname": "istiod",
+        "headers": [["x_tenant", "REDACTED"]], "token": {"file": "/present/token"}, "clusterId": "c1",
+        "onDemand": true, "revocations": false,
+        "node": {
+            "instanceIp": "10.0.0.9", "podName": "ztunnel-x", "podNamespace": "istio-system", "nodeName": "n1",
+            "metadata": {"CLUSTER_ID": "c1", "OTHER": "from the environment", "MORE": "kept"},
+            "jsonMetadata": {"LABELS": {"app": "ztunnel"}},
+        },
+    });
+    assert_eq!(dump, expected);
+}
+
+#[test]
+fn which_xds_server_is_asked() {
+    let address = |pairs: &[(&str, &str)]| config(pairs).xds.address;
+    let kubernetes = ("KUBERNETES_SERVICE_HOST", "10.0.0.1");
+    assert_eq!(address(&[kubernetes]).as_deref(), Some("https://istiod.istio-system.svc:15012"));
+    assert_eq!(address(&[kubernetes, ("XDS_ADDRESS", "")]), None);
+    let document = ("PROXY_CONFIG", "discoveryAddress: other:1");
+    assert_eq!(address(&[kubernetes, document]).as_deref(), Some("https://other:1"));
+    assert_eq!(address(&[document, ("XDS_ADDRESS", "http://mine:2")]).as_deref(), Some("http://mine:2"));
+    let wrong =
+        mistakes(&[("XDS_ADDRESS", "ftp://x"), ("ISTIO_METAJSON_A", "{"), ("INSTANCE_IP", "here")], None);
+    assert_eq!(wrong.len(), 3, "{wrong:?}");
+    assert!(wrong.iter().any(|line| line.starts_with("XDS_ADDRESS=\"ftp://x\"")), "{wrong:?}");
 }

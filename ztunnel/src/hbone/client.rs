@@ -1,6 +1,6 @@
 //! The client role: a tunnel and the CONNECT requests in it.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime};
@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::stream::Stream;
 use super::{HANDSHAKE_DEADLINE, RESPONSE_DEADLINE, SEND_BUFFER, Settings, keepalive};
 use crate::tls;
+use crate::tls::revocation::{self, Revoked};
 
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
@@ -26,6 +27,8 @@ pub enum Error {
     ResponseTimeout,
     #[error("http status: {0}")]
     Status(StatusCode),
+    #[error("the peer's certificate is revoked: {0}")]
+    Revoked(Revoked),
     #[error("cannot ask for \"{authority}\": {reason}")]
     Request { authority: String, reason: String },
 }
@@ -44,7 +47,7 @@ impl Error {
                 error.is_go_away() || error.is_io() || error.reason() == Some(h2::Reason::REFUSED_STREAM)
             }
             Self::HandshakeTimeout | Self::NoRoom => true,
-            Self::ResponseTimeout | Self::Status(_) | Self::Request { .. } => false,
+            Self::ResponseTimeout | Self::Status(_) | Self::Revoked(_) | Self::Request { .. } => false,
         }
     }
 }
@@ -66,6 +69,7 @@ pub struct Tunnel {
 struct Load {
     streams: Cell<usize>,
     closed: Cell<bool>,
+    revoked: RefCell<Option<Revoked>>,
     idle_since: Cell<Option<tokio::time::Instant>>,
 }
 
@@ -88,6 +92,7 @@ impl Tunnel {
         stop: CancellationToken,
     ) -> Result<Rc<Self>, Error> {
         let valid_until = tls.valid_until();
+        let tracked = tls.tracked().cloned();
         let handshake = h2::client::Builder::new()
             .initial_window_size(settings.stream_window)
             .initial_connection_window_size(settings.connection_window)
@@ -100,8 +105,12 @@ impl Tunnel {
         let (requests, mut connection) = tokio::time::timeout(HANDSHAKE_DEADLINE, handshake)
             .await
             .map_err(|_| Error::HandshakeTimeout)??;
-        let load =
-            Rc::new(Load { streams: Cell::new(0), closed: Cell::new(false), idle_since: Cell::new(None) });
+        let load = Rc::new(Load {
+            streams: Cell::new(0),
+            closed: Cell::new(false),
+            revoked: RefCell::new(None),
+            idle_since: Cell::new(None),
+        });
         let ended = load.clone();
         tokio::task::spawn_local(async move {
             let pings = connection.ping_pong();
@@ -118,6 +127,11 @@ impl Tunnel {
                     }
                 }
                 () = dead => tracing::warn!("the tunnel's peer no longer answers; closing it"),
+                revoked = revocation::revoked(tracked.as_ref()) => {
+                    tracing::warn!(error = %revoked, "the tunnel's peer is revoked; closing it");
+                    // Said before the streams learn of the end.
+                    *ended.revoked.borrow_mut() = Some(revoked);
+                }
                 () = stop.cancelled() => {}
             }
             ended.closed.set(true);
@@ -165,6 +179,11 @@ impl StreamHold {
         self.tunnel.is_valid()
     }
 
+    /// Why the tunnel was closed under its streams, if it was for the peer's certificate.
+    pub fn revoked(&self) -> Option<Revoked> {
+        self.tunnel.load.revoked.borrow().clone()
+    }
+
     /// Sends the CONNECT and waits for its answer.
     pub async fn connect(self, authority: &str, headers: HeaderMap) -> Result<Connected, Error> {
         let request = request(authority, headers)?;
@@ -180,7 +199,7 @@ impl StreamHold {
                 if error.is_go_away() || error.is_io() {
                     self.tunnel.load.closed.set(true);
                 }
-                return Err(error.into());
+                return Err(self.revoked().map_or_else(|| error.into(), Error::Revoked));
             }
             Ok(Ok(answer)) => answer,
         };

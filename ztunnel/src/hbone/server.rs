@@ -12,12 +12,15 @@ use tokio_util::sync::CancellationToken;
 use super::stream::Stream;
 use super::{HANDSHAKE_DEADLINE, SEND_BUFFER, Settings, keepalive};
 use crate::tls;
+use crate::tls::revocation::{self, Revoked};
 use ztunnel_model::Authority;
 
 /// Streams that a peer may have open in one tunnel.
 const MOST_STREAMS: u32 = 200;
 /// How long a peer may take to heed the GOAWAY that says that a certificate is over.
 const GOODBYE: Duration = Duration::from_secs(5);
+/// How long the GOAWAY to a revoked peer may take to be written.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -27,6 +30,8 @@ pub enum Error {
     Handshake(h2::Error),
     #[error("HTTP/2: {0}")]
     Connection(h2::Error),
+    #[error("the peer's certificate is revoked: {0}")]
+    Revoked(Revoked),
 }
 
 /// One request, not yet answered.
@@ -35,14 +40,23 @@ pub struct Incoming {
     respond: SendResponse<Bytes>,
 }
 
+/// What ends a tunnel, from outside and from within.
+#[derive(Clone, Debug, Default)]
+pub struct Signals {
+    pub drain: CancellationToken,
+    pub stop: CancellationToken,
+    /// Cancelled by the tunnel itself.
+    pub revoked: CancellationToken,
+}
+
 /// Serves a tunnel until it ends; each request goes to `handle` in a task of its own. `drain` announces the end
 /// (GOAWAY) and lets streams finish, and so does the end of either certificate: whoever wants another stream proves
-/// again who it is. `stop` ends everything at once.
+/// again who it is. `stop` ends everything at once. When a CRL names the peer, `revoked` is cancelled for the streams, and
+/// the tunnel is closed as soon as GOAWAY is written.
 pub async fn serve<H, F>(
     tls: tls::Stream,
     settings: &Settings,
-    drain: CancellationToken,
-    stop: CancellationToken,
+    Signals { drain, stop, revoked }: Signals,
     handle: H,
 ) -> Result<(), Error>
 where
@@ -50,6 +64,7 @@ where
     F: Future<Output = ()> + 'static,
 {
     let valid_until = tls.valid_until();
+    let tracked = tls.tracked().cloned();
     let valid_for = valid_until.duration_since(SystemTime::now()).unwrap_or_default();
     let handshake = h2::server::Builder::new()
         .initial_window_size(settings.stream_window)
@@ -71,7 +86,8 @@ where
         }
     };
     let over = tokio::time::sleep(valid_for);
-    tokio::pin!(dead, over);
+    let condemned = revocation::revoked(tracked.as_ref());
+    tokio::pin!(dead, over, condemned);
     let (mut draining, mut given_up) = (false, false);
     loop {
         tokio::select! {
@@ -97,6 +113,14 @@ where
                 given_up = true;
                 tracing::warn!("the tunnel's peer no longer answers; closing it");
                 connection.abrupt_shutdown(Reason::NO_ERROR);
+            }
+            found = &mut condemned => {
+                revoked.cancel();
+                connection.abrupt_shutdown(Reason::NO_ERROR);
+                // What still arrives is read by nobody; only the GOAWAY and the streams' resets are waited for.
+                let flushed = async { while let Some(Ok(_)) = connection.accept().await {} };
+                let _ = tokio::time::timeout(LAST_WORDS, flushed).await;
+                return Err(Error::Revoked(found));
             }
             () = stop.cancelled() => return Ok(()),
         }

@@ -13,6 +13,7 @@ use prost_types::value::Kind;
 use prost_types::{Struct, Value};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tonic::Code;
 use tonic::codegen::Service;
 use tonic::metadata::{Ascii, MetadataKey, MetadataMap, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
@@ -20,6 +21,7 @@ use ztunnel_model::Identity;
 
 use super::{Config, RootSource, TokenSource};
 use crate::tls::control::{self, ControlTls};
+use crate::tls::revocation::Revocations;
 use crate::tls::svid::{self, SecretKey, Svid};
 
 mod proto {
@@ -29,7 +31,8 @@ mod proto {
 use proto::IstioCertificateRequest;
 use proto::istio_certificate_service_client::IstioCertificateServiceClient;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Short, so that an attempt that began while the CA was away does not outlast its return for long.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -64,9 +67,21 @@ pub enum Error {
     Answer(#[from] svid::Error),
 }
 
+impl Error {
+    /// The CA was not reached, or said that it cannot answer now: nothing is wrong with the request.
+    pub fn is_outage(&self) -> bool {
+        matches!(self, Self::Refused { status, .. } if is_outage(status.code()))
+    }
+}
+
+fn is_outage(code: Code) -> bool {
+    matches!(code, Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown)
+}
+
 /// One CA. The channel is made on first use, kept, and made again when the CA's roots change.
 pub struct CaClient {
     config: Config,
+    revocations: Revocations,
     channel: Mutex<Option<Connected>>,
 }
 
@@ -76,8 +91,9 @@ struct Connected {
 }
 
 impl CaClient {
-    pub fn new(config: Config) -> Self {
-        Self { config, channel: Mutex::new(None) }
+    /// Certificates that it fetches heed `revocations`.
+    pub fn new(config: Config, revocations: Revocations) -> Self {
+        Self { config, revocations, channel: Mutex::new(None) }
     }
 
     /// One request: a fresh key, a CSR, the CA's answer checked.
@@ -97,12 +113,18 @@ impl CaClient {
             tokio::time::timeout(CONNECT_TIMEOUT + REQUEST_TIMEOUT, client.create_certificate(request))
                 .await
                 .unwrap_or_else(|_| Err(tonic::Status::deadline_exceeded("no answer in time")))
+                .inspect_err(|status| {
+                    if is_outage(status.code()) {
+                        // A connection that has died without a word would hold up every later request.
+                        *self.lock() = None;
+                    }
+                })
                 .map_err(|status| Error::Refused {
                     address: self.config.ca_address.to_string(),
                     identity: identity.clone(),
                     status: Box::new(status),
                 })?;
-        Ok(Svid::new(identity, key, &answer.into_inner().cert_chain)?)
+        Ok(Svid::new(identity, key, &answer.into_inner().cert_chain, &self.revocations)?)
     }
 
     async fn authenticate(&self, metadata: &mut MetadataMap) -> Result<(), Error> {

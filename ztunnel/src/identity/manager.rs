@@ -4,18 +4,16 @@
 //! and dropped entries by looking at the table when it is woken, so there is no queue that could fill: the table has one
 //! entry for each identity on the node, and at most [`IN_FLIGHT`] requests run at a time.
 
+mod held;
+
 use std::collections::HashMap;
-use std::collections::hash_map;
 use std::future::Future;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
-use arc_swap::ArcSwap;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use serde::Serialize;
-use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use ztunnel_model::Identity;
@@ -23,7 +21,11 @@ use ztunnel_model::Identity;
 use super::Config;
 use super::ca_client::{self, CaClient};
 use super::schedule::{Schedule, Validity};
-use crate::tls::svid::{Description, Svid};
+use crate::tls::revocation::Revocations;
+use crate::tls::svid::Svid;
+
+pub use held::{CertificateState, Counters, Handle, PodSvid, Unavailable};
+use held::{Entry, Shared};
 
 const IN_FLIGHT: usize = 8;
 
@@ -44,153 +46,35 @@ impl Issuer for CaClient {
     }
 }
 
-/// Why there is no certificate to use now.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum Unavailable {
-    #[error("no certificate for {identity} yet: the first request to the CA is under way")]
-    Pending { identity: Identity },
-    #[error("no certificate for {identity}: {reason}")]
-    Failed { identity: Identity, reason: Arc<str> },
-    #[error("the certificate of {identity} is over and was not renewed: {reason}")]
-    Expired { identity: Identity, reason: Arc<str> },
-    #[error("no certificate for {identity}: the proxy is stopping")]
-    Stopped { identity: Identity },
-}
-
-/// One identity's line in /config_dump (interop.md section 11.5).
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct CertificateState {
-    pub identity: String,
-    pub state: String,
-    #[serde(flatten)]
-    pub certificate: Description,
-}
-
-/// What happened since the start, for metrics.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Certificates received and accepted.
-    pub fetched: u64,
-    /// Requests that gave no usable certificate.
-    pub failed: u64,
-    /// Certificates that ended before a new one came.
-    pub expired: u64,
-    /// Identities held now.
-    pub held: u64,
-}
-
-/// The right to one pod's certificate. The first one starts the request; when the last one is gone, the identity is
-/// forgotten after a grace. Usable from any thread.
-#[derive(Clone)]
-pub struct PodSvid(Arc<Lease>);
-
-impl PodSvid {
-    pub fn identity(&self) -> &Identity {
-        &self.0.entry.identity
-    }
-
-    /// The newest certificate, never one past its end. Called for each connection: one atomic load.
-    pub fn current(&self, now: SystemTime) -> Result<Arc<Svid>, Unavailable> {
-        self.0.entry.current(now)
-    }
-
-    /// As `current`, but waits while the first request is under way. Once a request has failed, the failure is the answer
-    /// until one succeeds: a connection is better refused at once than late.
-    pub async fn wait(&self, deadline: Duration) -> Result<Arc<Svid>, Unavailable> {
-        let entry = &self.0.entry;
-        let deadline = Instant::now() + deadline;
-        let _waiting = Waiting::new(entry);
-        loop {
-            let mut changed = std::pin::pin!(entry.changed.notified());
-            // Registered before the look, so that no change falls between the look and the wait.
-            changed.as_mut().enable();
-            let current = entry.current(SystemTime::now());
-            if current.is_ok() || !entry.is_first_request_open() {
-                return current;
-            }
-            if tokio::time::timeout_at(deadline, changed).await.is_err() {
-                return entry.current(SystemTime::now());
-            }
-        }
-    }
-}
-
-/// The manager as the rest of the proxy sees it.
-#[derive(Clone)]
-pub struct Handle(Arc<Shared>);
-
-impl Handle {
-    /// The certificate of one identity, from now until the last `PodSvid` of it is dropped.
-    pub fn pod_svid(&self, identity: Identity) -> PodSvid {
-        let mut table = self.0.lock();
-        let stopped = table.stopped;
-        match table.entries.entry(identity) {
-            hash_map::Entry::Occupied(mut slot) => {
-                if let Some(lease) = slot.get().lease.upgrade() {
-                    return PodSvid(lease);
-                }
-                let lease = self.lease(Arc::clone(&slot.get().entry));
-                slot.get_mut().lease = Arc::downgrade(&lease);
-                PodSvid(lease)
-            }
-            hash_map::Entry::Vacant(slot) => {
-                let entry = Arc::new(Entry::new(slot.key().clone(), stopped));
-                let lease = self.lease(Arc::clone(&entry));
-                slot.insert(Held { entry, lease: Arc::downgrade(&lease) });
-                self.0.wake.notify_one();
-                PodSvid(lease)
-            }
-        }
-    }
-
-    /// Every identity held, sorted by name.
-    pub fn certificates(&self) -> Vec<CertificateState> {
-        let now = SystemTime::now();
-        let entries: Vec<_> = self.0.lock().entries.values().map(|held| Arc::clone(&held.entry)).collect();
-        let mut list: Vec<_> = entries.iter().map(|entry| entry.describe(now)).collect();
-        list.sort_by(|a, b| a.identity.cmp(&b.identity));
-        list
-    }
-
-    pub fn counters(&self) -> Counters {
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Counters {
-            fetched: read(&self.0.fetched),
-            failed: read(&self.0.failed),
-            expired: read(&self.0.expired),
-            held: self.0.lock().entries.len() as u64,
-        }
-    }
-
-    fn lease(&self, entry: Arc<Entry>) -> Arc<Lease> {
-        Arc::new(Lease { entry, shared: Arc::clone(&self.0) })
-    }
-}
-
 /// The worker. Runs on the control thread until it is told to stop; when it goes, every holder is told.
 pub struct Manager<I: Issuer = CaClient> {
     issuer: Arc<I>,
+    revocations: Revocations,
     shared: Arc<Shared>,
     tasks: HashMap<Identity, Task>,
     grace: Duration,
 }
 
 impl Manager<CaClient> {
-    pub fn new(config: Config) -> (Self, Handle) {
-        Self::with_issuer(CaClient::new(config))
+    /// Own certificates that `revocations` names are replaced, peers that it names refused.
+    pub fn new(config: Config, revocations: Revocations) -> (Self, Handle) {
+        let issuer = CaClient::new(config, revocations.clone());
+        Self::with_issuer(issuer, revocations)
     }
 }
 
 impl<I: Issuer + 'static> Manager<I> {
-    pub fn with_issuer(issuer: I) -> (Self, Handle) {
+    pub fn with_issuer(issuer: I, revocations: Revocations) -> (Self, Handle) {
         let shared = Arc::new(Shared::default());
         let handle = Handle(Arc::clone(&shared));
-        (Self { issuer: Arc::new(issuer), shared, tasks: HashMap::new(), grace: GRACE }, handle)
+        let manager =
+            Self { issuer: Arc::new(issuer), revocations, shared, tasks: HashMap::new(), grace: GRACE };
+        (manager, handle)
     }
 
     pub async fn run(mut self, shutdown: CancellationToken) {
         let mut in_flight = FuturesUnordered::new();
+        let mut revoked = self.revocations.changes();
         loop {
             let now = SystemTime::now();
             self.follow_table(now);
@@ -204,6 +88,7 @@ impl<I: Issuer + 'static> Manager<I> {
                 () = shutdown.cancelled() => return,
                 Some((identity, result)) = in_flight.next() => self.settle(&identity, result),
                 () = self.shared.wake.notified() => {}
+                Ok(()) = revoked.changed() => self.replace_revoked(),
                 () = tokio::time::sleep(sleep) => {}
             }
         }
@@ -216,7 +101,7 @@ impl<I: Issuer + 'static> Manager<I> {
         table.entries.retain(|identity, held| {
             let task =
                 tasks.entry(identity.clone()).or_insert_with(|| Task::new(Arc::clone(&held.entry), now));
-            if held.lease.strong_count() > 0 {
+            if held.lease.strong_count() > 0 || held.wanted {
                 task.idle_since = None;
                 return true;
             }
@@ -243,13 +128,41 @@ impl<I: Issuer + 'static> Manager<I> {
         }
     }
 
-    /// Among the identities that are due: first those that a connection waits for, then those without a certificate, then
-    /// the longest due.
+    /// Peers refuse our own certificate when it is revoked, so another one is asked for at once.
+    fn replace_revoked(&mut self) {
+        let now = SystemTime::now();
+        for task in self.tasks.values_mut() {
+            let Some(svid) = task.entry.state.load_full().svid.clone() else { continue };
+            let Err(revoked) = svid.revoked() else { continue };
+            if task.revoked.as_deref() == Some(&*revoked.serial) {
+                continue;
+            }
+            self.shared.revoked.fetch_add(1, Ordering::Relaxed);
+            let identity = &task.entry.identity;
+            tracing::error!(%identity, serial = revoked.serial, "our own certificate is revoked; asking for another one");
+            task.revoked = Some(revoked.serial);
+            task.schedule.hurry(now, 0.0);
+        }
+    }
+
+    /// The CA is back: whoever was put off because it was away tries again soon.
+    fn hurry_all(&mut self, now: SystemTime) {
+        for task in self.tasks.values_mut().filter(|task| task.outage && !task.in_flight) {
+            task.outage = false;
+            task.schedule.hurry(now, rand::random());
+        }
+    }
+
+    /// Among the identities that are due: first those that a connection waits for (RealTime), then those without a
+    /// certificate or with one that is nearly over (Warmup), then those that are renewed in good time (Background); among
+    /// equals the longest due. A certificate near its end does not wait behind a crowd of new pods for ever.
     fn start_most_urgent(&mut self, now: SystemTime) -> Option<Identity> {
         let due = self.tasks.values_mut().filter(|task| !task.in_flight && task.schedule.wait(now).is_zero());
         let task = due.min_by_key(|task| {
             let waited_for = task.entry.waiters.load(Ordering::Relaxed) > 0;
-            let usable = task.validity.is_some_and(|validity| !validity.is_over(now));
+            let usable = task.validity.is_some_and(|validity| {
+                validity.not_after.duration_since(now).is_ok_and(|left| left > validity.lifetime() / 10)
+            });
             (!waited_for, usable, task.schedule.due())
         })?;
         task.in_flight = true;
@@ -264,7 +177,9 @@ impl<I: Issuer + 'static> Manager<I> {
         match result {
             Ok(svid) if now <= svid.not_after() => {
                 self.shared.fetched.fetch_add(1, Ordering::Relaxed);
+                task.outage = false;
                 task.succeeded(now, svid);
+                self.hurry_all(now);
             }
             Ok(svid) => {
                 self.shared.failed.fetch_add(1, Ordering::Relaxed);
@@ -273,6 +188,7 @@ impl<I: Issuer + 'static> Manager<I> {
             }
             Err(error) => {
                 self.shared.failed.fetch_add(1, Ordering::Relaxed);
+                task.outage = error.is_outage();
                 task.failed(now, &error.to_string());
             }
         }
@@ -309,12 +225,25 @@ struct Task {
     in_flight: bool,
     end_reported: bool,
     idle_since: Option<Instant>,
+    /// The last request failed because the CA was away.
+    outage: bool,
+    /// The serial number of a certificate whose revocation was noticed.
+    revoked: Option<String>,
 }
 
 impl Task {
     fn new(entry: Arc<Entry>, now: SystemTime) -> Self {
         let schedule = Schedule::new(now);
-        Self { entry, schedule, validity: None, in_flight: false, end_reported: false, idle_since: None }
+        Self {
+            entry,
+            schedule,
+            validity: None,
+            in_flight: false,
+            end_reported: false,
+            idle_since: None,
+            outage: false,
+            revoked: None,
+        }
     }
 
     fn succeeded(&mut self, now: SystemTime, svid: Svid) {
@@ -326,6 +255,13 @@ impl Task {
         let lifetime_s = validity.lifetime().as_secs();
         let renewal_s = self.schedule.wait(now).as_secs();
         tracing::info!(%identity, lifetime_s, renewal_s, "certificate fetched");
+        let svid = match &self.entry.state.load().svid {
+            Some(former) if now <= former.not_after() => match svid.succeeding(former) {
+                Ok(svid) => svid,
+                Err(error) => return self.failed(now, &error.to_string()),
+            },
+            _ => svid,
+        };
         let svid = Arc::new(svid);
         self.entry.update(|state| (state.svid, state.failure) = (Some(Arc::clone(&svid)), None));
     }
@@ -349,125 +285,6 @@ impl Task {
 async fn fetch<I: Issuer>(issuer: Arc<I>, identity: Identity) -> (Identity, Result<Svid, ca_client::Error>) {
     let result = issuer.fetch(&identity).await;
     (identity, result)
-}
-
-#[derive(Default)]
-struct Shared {
-    table: Mutex<Table>,
-    wake: Notify,
-    fetched: AtomicU64,
-    failed: AtomicU64,
-    expired: AtomicU64,
-}
-
-impl Shared {
-    /// Taken when a pod comes or goes and by the worker, never for a connection.
-    fn lock(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-#[derive(Default)]
-struct Table {
-    entries: HashMap<Identity, Held>,
-    stopped: bool,
-}
-
-struct Held {
-    entry: Arc<Entry>,
-    lease: Weak<Lease>,
-}
-
-struct Lease {
-    entry: Arc<Entry>,
-    shared: Arc<Shared>,
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        // The worker notes that nobody holds the entry and starts the grace.
-        self.shared.wake.notify_one();
-    }
-}
-
-/// What readers see of an identity.
-struct Entry {
-    identity: Identity,
-    state: ArcSwap<State>,
-    changed: Notify,
-    waiters: AtomicUsize,
-}
-
-#[derive(Clone, Default)]
-struct State {
-    svid: Option<Arc<Svid>>,
-    failure: Option<Arc<str>>,
-    stopped: bool,
-}
-
-impl Entry {
-    fn new(identity: Identity, stopped: bool) -> Self {
-        let state = ArcSwap::from_pointee(State { stopped, ..State::default() });
-        Self { identity, state, changed: Notify::new(), waiters: AtomicUsize::new(0) }
-    }
-
-    fn update(&self, change: impl Fn(&mut State)) {
-        self.state.rcu(|state| {
-            let mut state = State::clone(state);
-            change(&mut state);
-            state
-        });
-        self.changed.notify_waiters();
-    }
-
-    fn current(&self, now: SystemTime) -> Result<Arc<Svid>, Unavailable> {
-        let state = self.state.load();
-        let identity = || self.identity.clone();
-        match (&state.svid, &state.failure) {
-            (Some(svid), _) if now <= svid.not_after() => Ok(Arc::clone(svid)),
-            _ if state.stopped => Err(Unavailable::Stopped { identity: identity() }),
-            (Some(_), failure) => {
-                let reason = failure.clone().unwrap_or_else(|| "the renewal is under way".into());
-                Err(Unavailable::Expired { identity: identity(), reason })
-            }
-            (None, Some(reason)) => {
-                Err(Unavailable::Failed { identity: identity(), reason: Arc::clone(reason) })
-            }
-            (None, None) => Err(Unavailable::Pending { identity: identity() }),
-        }
-    }
-
-    /// Nothing has failed yet, so an answer may still come.
-    fn is_first_request_open(&self) -> bool {
-        let state = self.state.load();
-        !state.stopped && state.failure.is_none()
-    }
-
-    fn describe(&self, now: SystemTime) -> CertificateState {
-        let state = match self.current(now) {
-            Ok(_) => "Available".to_owned(),
-            Err(Unavailable::Pending { .. }) => "Initializing".to_owned(),
-            Err(error) => format!("Unavailable: {error}"),
-        };
-        let certificate = self.state.load().svid.as_ref().map(|svid| svid.describe()).unwrap_or_default();
-        CertificateState { identity: self.identity.to_string(), state, certificate }
-    }
-}
-
-/// Counts one waiter for as long as it lives, also when its future is dropped.
-struct Waiting<'a>(&'a Entry);
-
-impl<'a> Waiting<'a> {
-    fn new(entry: &'a Entry) -> Self {
-        entry.waiters.fetch_add(1, Ordering::Relaxed);
-        Self(entry)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.waiters.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 #[cfg(test)]

@@ -1,15 +1,24 @@
 //! When to ask the CA for one identity's certificate. Pure: the caller brings the time and the jitter.
 //!
 //! Renewal comes at half life, up to a tenth of the lifetime earlier, so that pods enrolled together do not renew
-//! together. Failures back off: about 1 s, doubled, at most 150 s (interop.md section 5.5), and at most a tenth of the
-//! lifetime once one is known, since a 20 s certificate has no 150 s to wait. While a certificate is valid the next
-//! attempt is never later than its end.
+//! together. Failures back off: about 1 s, doubled, at most 150 s (interop.md section 5.5). That bound alone would let a
+//! short certificate end, or leave its pods without one long after the CA is back. So the bound shrinks with what is left:
+//! a thirtieth of the remaining life, at least 1 s, which is 150 s until 75 minutes before the end and about 1 s in the
+//! last half minute. After the end, when pods are refused, it is a sixtieth of the lifetime between 1 s and 10 s. While a
+//! certificate is valid the next attempt is never later than its end.
+//!
+//! A CA that answers anybody is back for everybody: `hurry` then spreads what was put off over the next second.
 
 use std::time::{Duration, SystemTime};
 
 const BACKOFF_FIRST: Duration = Duration::from_secs(1);
 const BACKOFF_CAP: Duration = Duration::from_secs(150);
 const BACKOFF_FLOOR: Duration = Duration::from_millis(200);
+/// The bound near the end of a certificate.
+const BACKOFF_NEAR_END: Duration = Duration::from_secs(1);
+const BACKOFF_AFTER_END: Duration = Duration::from_secs(10);
+/// In which the requests that waited for the CA's return are spread.
+const HURRY: Duration = Duration::from_secs(1);
 const BACKOFF_JITTER: f64 = 0.2;
 
 /// The life of a certificate as its two dates say.
@@ -73,7 +82,7 @@ impl Schedule {
 
     /// The request failed. `jitter` lies in 0..1. Tells how long until the next one.
     pub fn failed(&mut self, now: SystemTime, jitter: f64) -> Duration {
-        let cap = self.cap();
+        let cap = self.cap(now);
         let doubled = BACKOFF_FIRST.saturating_mul(1_u32.checked_shl(self.failures).unwrap_or(u32::MAX));
         let spread = 1.0 - BACKOFF_JITTER + 2.0 * BACKOFF_JITTER * jitter.clamp(0.0, 1.0);
         let delay = doubled.min(cap).mul_f64(spread).min(cap);
@@ -93,10 +102,19 @@ impl Schedule {
         self.failures
     }
 
-    fn cap(&self) -> Duration {
-        match self.current {
-            Some(validity) => (validity.lifetime() / 10).clamp(BACKOFF_FLOOR, BACKOFF_CAP),
-            None => BACKOFF_CAP,
+    /// Brings a request that was put off forward. `jitter` lies in 0..1.
+    pub fn hurry(&mut self, now: SystemTime, jitter: f64) {
+        let soon = now + HURRY.mul_f64(jitter.clamp(0.0, 1.0));
+        if soon < self.due {
+            (self.set_at, self.due) = (now, soon);
+        }
+    }
+
+    fn cap(&self, now: SystemTime) -> Duration {
+        let Some(validity) = self.current else { return BACKOFF_CAP };
+        match validity.not_after.duration_since(now) {
+            Ok(left) if !left.is_zero() => (left / 30).clamp(BACKOFF_NEAR_END, BACKOFF_CAP),
+            _ => (validity.lifetime() / 60).clamp(BACKOFF_NEAR_END, BACKOFF_AFTER_END),
         }
     }
 }
@@ -171,23 +189,52 @@ mod tests {
     }
 
     #[test]
-    fn a_short_certificate_is_tried_many_times_before_its_end() {
-        let lifetime = Duration::from_secs(20);
+    fn a_short_certificate_is_tried_every_second_before_and_after_its_end() {
+        let lifetime = Duration::from_secs(60);
         let mut schedule = Schedule::new(start());
         schedule.succeeded(start(), validity(start(), lifetime), 0.0);
         let mut now = start() + schedule.wait(start());
         let mut attempts = 0;
         while now < start() + lifetime {
             let wait = schedule.failed(now, 0.5);
-            assert!(wait <= lifetime / 10, "{wait:?} is too long for {lifetime:?}");
+            assert!(wait <= BACKOFF_NEAR_END, "{wait:?} is too long for {lifetime:?}");
             now += wait;
             attempts += 1;
         }
-        assert!(attempts >= 5, "only {attempts} attempts before the end");
-        assert!(
-            schedule.failed(now, 1.0) <= lifetime / 10,
-            "after the end the pod waits no longer than before it"
-        );
+        assert!(attempts >= 25, "only {attempts} attempts before the end");
+        for _ in 0..100 {
+            let wait = schedule.failed(now, 1.0);
+            assert!(
+                wait <= BACKOFF_NEAR_END,
+                "{wait:?}: its pods are refused, so it is not waited longer than before"
+            );
+            now += wait;
+        }
+    }
+
+    #[test]
+    fn a_long_certificate_is_tried_more_often_as_its_end_comes_near() {
+        let mut schedule = Schedule::new(start());
+        schedule.succeeded(start(), validity(start(), 24 * HOUR), 0.0);
+        let mut bound = |left: Duration| {
+            (0..20).map(|_| schedule.failed(start() + 24 * HOUR - left, 1.0)).max().unwrap_or_default()
+        };
+        assert_eq!(bound(12 * HOUR), BACKOFF_CAP);
+        assert_eq!(bound(HOUR / 2), Duration::from_secs(60));
+        assert_eq!(bound(Duration::from_secs(30)), BACKOFF_NEAR_END);
+        assert_eq!(bound(Duration::ZERO), BACKOFF_AFTER_END);
+    }
+
+    #[test]
+    fn hurry_brings_forward_and_never_puts_off() {
+        let mut schedule = Schedule::new(start());
+        for _ in 0..9 {
+            schedule.failed(start(), 0.5);
+        }
+        schedule.hurry(start(), 0.5);
+        assert_eq!(schedule.wait(start()), HURRY / 2);
+        schedule.hurry(start(), 1.0);
+        assert_eq!(schedule.wait(start()), HURRY / 2);
     }
 
     #[test]
@@ -198,11 +245,9 @@ mod tests {
             schedule.failed(start() + HOUR / 2, 0.5);
         }
         let end = start() + HOUR;
-        assert_eq!(schedule.failed(end - Duration::from_secs(3), 0.5), Duration::from_secs(3));
-        assert!(
-            schedule.failed(end, 0.5) > Duration::from_secs(3),
-            "at its end the certificate no longer counts"
-        );
+        let left = Duration::from_millis(700);
+        assert_eq!(schedule.failed(end - left, 0.5), left);
+        assert!(schedule.failed(end, 0.5) > left, "at its end the certificate no longer counts");
     }
 
     #[test]

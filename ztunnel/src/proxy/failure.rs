@@ -13,6 +13,7 @@ use crate::relay::Broken;
 use crate::route::{inbound, outbound};
 use crate::telemetry::events::{self, Flag, Rejection};
 use crate::tls;
+use crate::tls::revocation::Revoked;
 
 /// Why a tunnel could not be dialled.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +41,8 @@ pub enum Outbound {
     Stock(#[from] stock::Empty),
     #[error(transparent)]
     Dial(#[from] dial::Error),
+    #[error("connection closed: {0}")]
+    Revoked(Revoked),
     #[error(transparent)]
     Relay(#[from] Broken),
 }
@@ -59,6 +62,8 @@ pub enum Inbound {
     Denied(#[from] Denied),
     #[error("connection closed due to policy change: {0}")]
     Revoked(Denied),
+    #[error("connection closed: the peer's certificate is revoked")]
+    CertificateRevoked,
     #[error(transparent)]
     Stock(#[from] stock::Empty),
     #[error(transparent)]
@@ -85,7 +90,7 @@ impl Outbound {
             Self::Stream(client::Error::Status(status)) => *status == StatusCode::SERVICE_UNAVAILABLE,
             Self::Stream(error) => error.is_unprocessed(),
             Self::Dial(_) => true,
-            Self::Route(_) | Self::Stock(_) | Self::Relay(_) => false,
+            Self::Route(_) | Self::Stock(_) | Self::Revoked(_) | Self::Relay(_) => false,
         }
     }
 
@@ -96,10 +101,12 @@ impl Outbound {
                 hbone::pool::Error::Dial(DialFailure::Dial(dial::Error::Timeout { .. })) => {
                     Flag::NetworkPolicy
                 }
+                hbone::pool::Error::Dial(DialFailure::Tls(error)) if error.is_revoked() => Flag::CertRevoked,
                 hbone::pool::Error::Dial(DialFailure::Tls(_)) => Flag::TlsFailure,
                 hbone::pool::Error::Dial(_) => Flag::Connect,
                 hbone::pool::Error::Http2(_) => Flag::H2HandshakeFailure,
             },
+            Self::Revoked(_) | Self::Stream(client::Error::Revoked(_)) => Flag::CertRevoked,
             Self::Stream(client::Error::Http2(_)) => Flag::H2HandshakeFailure,
             Self::Route(_) | Self::Stream(_) | Self::Stock(_) | Self::Dial(_) | Self::Relay(_) => {
                 Flag::Connect
@@ -132,6 +139,7 @@ impl Inbound {
     fn flag(&self) -> Flag {
         match self {
             Self::Denied(_) | Self::Revoked(_) => Flag::Deny,
+            Self::CertificateRevoked => Flag::CertRevoked,
             Self::Answer(_) => Flag::H2HandshakeFailure,
             _ => Flag::Connect,
         }
@@ -152,6 +160,7 @@ pub fn tls_rejection(error: &tls::Error) -> Rejection {
 pub fn http2_rejection(error: &hbone::server::Error) -> Rejection {
     match error {
         hbone::server::Error::HandshakeTimeout => Rejection::Timeout,
+        hbone::server::Error::Revoked(_) => Rejection::Certificate,
         hbone::server::Error::Handshake(_) | hbone::server::Error::Connection(_) => Rejection::Http2,
     }
 }

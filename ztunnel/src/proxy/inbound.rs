@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
 use ztunnel_model::{Authority, LocalAddr, PeerAddr, Workload};
 
 use super::failure::{self, Inbound as Failure};
@@ -47,29 +48,42 @@ pub(super) async fn serve(pod: Rc<PodProxy>, accepted: Accepted) {
     };
     let (tls, verified) = match tls::server::accept(&svid, stream, HANDSHAKE_DEADLINE).await {
         Ok(established) => established,
-        Err(error) => return failed(failure::tls_rejection(&error), error.to_string()),
+        Err(error) => {
+            if error.is_revoked() {
+                pod.shared.metrics.count_crl_rejection(Reporter::Destination);
+            }
+            return failed(failure::tls_rejection(&error), error.to_string());
+        }
     };
+    if tls.tracked().is_none() {
+        pod.shared.metrics.count_crl_untracked(Reporter::Destination);
+    }
     let tunnel = Rc::new(Tunnel { pod: pod.clone(), addr: peer, local, peer: verified });
     let (drain, stop) = (pod.shared.drain.graceful().clone(), pod.stop.clone());
+    let revoked = CancellationToken::new();
     let force = pod.shared.drain.force().clone();
     let handle = |incoming: Incoming| {
-        let (tunnel, stop, force) = (tunnel.clone(), stop.clone(), force.clone());
+        let (tunnel, stop, force, revoked) = (tunnel.clone(), stop.clone(), force.clone(), revoked.clone());
         let guard = tunnel.pod.shared.drain.guard();
         async move {
             tokio::select! {
-                () = serve_stream(tunnel, incoming) => {}
+                () = serve_stream(tunnel, incoming, revoked) => {}
                 () = stop.cancelled() => {}
                 () = force.cancelled() => {}
             }
             drop(guard);
         }
     };
-    if let Err(error) = server::serve(tls, &pod.shared.hbone, drain, stop.clone(), handle).await {
+    let signals = server::Signals { drain, stop: stop.clone(), revoked: revoked.clone() };
+    if let Err(error) = server::serve(tls, &pod.shared.hbone, signals, handle).await {
+        if matches!(error, server::Error::Revoked(_)) {
+            pod.shared.metrics.count_crl_rejection(Reporter::Destination);
+        }
         failed(failure::http2_rejection(&error), error.to_string());
     }
 }
 
-async fn serve_stream(tunnel: Rc<Tunnel>, mut incoming: Incoming) {
+async fn serve_stream(tunnel: Rc<Tunnel>, mut incoming: Incoming, revoked: CancellationToken) {
     let pod = &tunnel.pod;
     let authority = incoming.authority_text().to_owned();
     let (own, target) = match target(&tunnel, &incoming).await {
@@ -116,6 +130,7 @@ async fn serve_stream(tunnel: Rc<Tunnel>, mut incoming: Incoming) {
     let result = tokio::select! {
         result = relayed => result.map_err(Failure::from),
         denied = authorized.revoked() => Err(Failure::Revoked(denied)),
+        () = revoked.cancelled() => Err(Failure::CertificateRevoked),
     };
     if result.is_err() {
         reset_on_close(&app);

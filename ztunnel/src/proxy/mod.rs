@@ -20,7 +20,7 @@ use std::time::Duration;
 use futures::future::LocalBoxFuture;
 use redirect::client::Listeners;
 use tokio_util::sync::CancellationToken;
-use ztunnel_model::{Identity, Workload};
+use ztunnel_model::{Identity, Network, Workload};
 
 use crate::hbone;
 use crate::hbone::pool::Pool;
@@ -30,7 +30,7 @@ use crate::net::socket::Options;
 use crate::net::stock::{Ask, Budget, Stock};
 use crate::policy::Enforcer;
 use crate::shutdown::Drain;
-use crate::state::{Reader, Snapshot};
+use crate::state::{Demand, Reader, Snapshot};
 use crate::telemetry::Metrics;
 use crate::telemetry::events::Reporter;
 use failure::DialFailure;
@@ -48,6 +48,8 @@ const STOCK_REVIEW: Duration = Duration::from_secs(5);
 /// What all pods share.
 pub struct Shared {
     pub reader: Reader,
+    /// `None` when the state holds everything anyway.
+    pub demand: Option<Demand>,
     pub metrics: Arc<Metrics>,
     pub node: Option<String>,
     pub hbone: hbone::Settings,
@@ -205,6 +207,12 @@ impl PodProxy {
         }
         let mut reader = self.shared.reader.clone();
         let arrival = async {
+            if let Some(demand) = &self.shared.demand {
+                for &ip in &self.facts.addresses {
+                    // Whatever the answer, the record itself is what is waited for.
+                    let _ = demand.owner(&Network::default(), ip, &self.facts.namespace).await;
+                }
+            }
             loop {
                 if let Some(workload) = own_workload(&reader.snapshot(), &self.facts, node) {
                     return Some(workload);

@@ -46,6 +46,12 @@ pub(super) async fn serve(pod: Rc<PodProxy>, accepted: Accepted) {
     let Some(own) = pod.own_workload().await else {
         return deny("the workload of this pod is not known".to_owned());
     };
+    if let Some(demand) = &pod.shared.demand {
+        let known = demand.owner(&own.network, accepted.orig_dst.ip(), &own.namespace).await;
+        if let Err(unanswered) = known {
+            return deny(unanswered.to_string());
+        }
+    }
     let snapshot = pod.shared.reader.snapshot();
     let (started, trace) = (Instant::now(), Trace::random());
     let (route, connected) = match connect(&pod, &snapshot, &own, &accepted, trace).await {
@@ -72,12 +78,17 @@ pub(super) async fn serve(pod: Rc<PodProxy>, accepted: Accepted) {
     let result = match far {
         Far::Stream(connected) => {
             let result = relay(app, connected.stream.halves(), up, down).await;
-            drop(connected.hold);
-            result
+            let revoked = connected.hold.revoked();
+            result.map_err(|broken| revoked.map_or_else(|| broken.into(), Failure::Revoked))
         }
-        Far::Tcp(stream) => relay(app, tcp::halves(&stream, Side::Far), up, down).await,
+        Far::Tcp(stream) => {
+            relay(app, tcp::halves(&stream, Side::Far), up, down).await.map_err(Failure::from)
+        }
     };
-    event.finish(result.map_err(|broken| Failure::from(broken).into()));
+    if matches!(result, Err(Failure::Revoked(_))) {
+        pod.shared.metrics.count_crl_rejection(Reporter::Source);
+    }
+    event.finish(result.map_err(Into::into));
 }
 
 /// Tries endpoints until one answers. The route that comes with an error is the last one tried.
@@ -154,7 +165,15 @@ async fn dial_tunnel(pod: Rc<PodProxy>, key: pool::Key) -> Result<tls::Stream, D
     let svid = pod.svid.wait(CERTIFICATE_DEADLINE).await?;
     let socket = pod.stock.take(STOCK_DEADLINE).await?;
     let tcp = dial(socket, source(key.source, addr.ip()), *addr, DIAL_DEADLINE, &pod.shared.sockets).await?;
-    let (stream, _peer) = tls::client::connect(&svid, expected, tcp, HANDSHAKE_DEADLINE).await?;
+    let connected = tls::client::connect(&svid, expected, tcp, HANDSHAKE_DEADLINE).await;
+    let (stream, _peer) = connected.inspect_err(|error| {
+        if error.is_revoked() {
+            pod.shared.metrics.count_crl_rejection(Reporter::Source);
+        }
+    })?;
+    if stream.tracked().is_none() {
+        pod.shared.metrics.count_crl_untracked(Reporter::Source);
+    }
     Ok(stream)
 }
 

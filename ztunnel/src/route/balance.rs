@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use rand::RngExt;
-use ztunnel_model::service::{HealthPolicy, LoadBalancerMode, LoadBalancing, Scope, Service};
+use ztunnel_model::service::{HealthPolicy, LoadBalancerMode, Scope, Service, ServicePort};
 use ztunnel_model::workload::HealthStatus;
 use ztunnel_model::{Workload, WorkloadUid};
 
-use crate::state::{Endpoint, Snapshot};
+use crate::state::{Backends, Endpoint, Snapshot};
 
 /// An endpoint that was chosen, and the port that its application listens on.
 #[derive(Clone, Debug)]
@@ -15,6 +15,9 @@ pub struct Chosen {
     pub workload: Arc<Workload>,
     pub port: u16,
 }
+
+/// Draws before all endpoints are looked at. One is enough where all are alike and can be used.
+const DRAWS: usize = 16;
 
 /// Chooses an endpoint for a port of a service, none of `tried`. `None` when no endpoint can serve it.
 pub fn choose(
@@ -24,57 +27,75 @@ pub fn choose(
     from: &Workload,
     tried: &[WorkloadUid],
 ) -> Option<Chosen> {
+    let backends = snapshot.backends(&service.key)?;
+    let listed = service.ports.iter().find(|known| known.service_port == port)?;
     let load_balancing = service.load_balancing.as_ref();
     let health = load_balancing.map_or(HealthPolicy::default(), |block| block.health_policy);
-    let candidates = snapshot.endpoints(&service.key).iter().filter_map(|endpoint| {
-        let usable = !tried.contains(&endpoint.workload.uid)
-            && !endpoint.workload.addresses.is_empty()
-            && endpoint.workload.network == from.network
-            && (health == HealthPolicy::AllowAll || endpoint.workload.status == HealthStatus::Healthy);
-        let port = target_port(service, endpoint, port)?;
-        usable.then(|| Chosen { workload: endpoint.workload.clone(), port })
-    });
-    let ranked = best_ranked(candidates, load_balancing, from);
-    weighted(ranked)
+    let usable = |endpoint: &Endpoint| {
+        let workload = &endpoint.workload;
+        let usable = !tried.contains(&workload.uid)
+            && !workload.addresses.is_empty()
+            && workload.network == from.network
+            && (health == HealthPolicy::AllowAll || workload.status == HealthStatus::Healthy);
+        target_port(listed, endpoint).filter(|_| usable)
+    };
+    let preferring = load_balancing
+        .filter(|block| matches!(block.mode, LoadBalancerMode::Failover | LoadBalancerMode::Strict));
+    match preferring {
+        None => {
+            drawn(backends, usable).or_else(|| scanned(backends, |endpoint| Some((usable(endpoint)?, 0))))
+        }
+        Some(block) => scanned(backends, |endpoint| {
+            let port = usable(endpoint)?;
+            let (rank, all) = rank(&block.routing_preferences, from, &endpoint.workload);
+            (all || block.mode != LoadBalancerMode::Strict).then_some((port, rank))
+        }),
+    }
 }
 
-/// Endpoint's own map, then the service's target port (interop.md section 8.4). The service must list the port.
-fn target_port(service: &Service, endpoint: &Endpoint, port: u16) -> Option<u16> {
-    let listed = service.ports.iter().find(|known| known.service_port == port)?;
-    endpoint
-        .ports
-        .iter()
-        .find(|known| known.service_port == port)
-        .map(|known| known.target_port)
-        .or(Some(listed.target_port))
-        .filter(|&target| target != 0)
+/// Endpoint's own map, then the service's target port (interop.md section 8.4).
+fn target_port(listed: &ServicePort, endpoint: &Endpoint) -> Option<u16> {
+    let own = endpoint.ports.iter().find(|known| known.service_port == listed.service_port);
+    Some(own.unwrap_or(listed).target_port).filter(|&target| target != 0)
 }
 
-fn best_ranked(
-    candidates: impl Iterator<Item = Chosen>,
-    load_balancing: Option<&LoadBalancing>,
-    from: &Workload,
-) -> Vec<Chosen> {
-    let Some(block) = load_balancing else { return candidates.collect() };
-    if matches!(block.mode, LoadBalancerMode::Standard | LoadBalancerMode::Passthrough) {
-        return candidates.collect();
+/// Draws endpoints until one can be used, each as often as its capacity says; so no other need be looked at.
+fn drawn(backends: &Backends, usable: impl Fn(&Endpoint) -> Option<u16>) -> Option<Chosen> {
+    let (endpoints, heaviest) = (backends.endpoints(), backends.heaviest());
+    if endpoints.is_empty() || heaviest == 0 {
+        return None;
     }
-    let mut best = Vec::new();
-    let mut best_rank = 0;
-    for candidate in candidates {
-        let (rank, all) = rank(&block.routing_preferences, from, &candidate.workload);
-        if block.mode == LoadBalancerMode::Strict && !all {
-            continue;
+    let mut rng = rand::rng();
+    (0..DRAWS).find_map(|_| {
+        let endpoint = &endpoints[rng.random_range(0..endpoints.len())];
+        let port = usable(endpoint)?;
+        let kept = rng.random_range(0..heaviest) < endpoint.workload.capacity;
+        kept.then(|| Chosen { workload: endpoint.workload.clone(), port })
+    })
+}
+
+/// Looks at all endpoints, twice: for the best rank and what those who have it weigh, then for the one that is chosen.
+fn scanned(backends: &Backends, ranked: impl Fn(&Endpoint) -> Option<(u16, usize)>) -> Option<Chosen> {
+    let weight = |endpoint: &Endpoint| u64::from(endpoint.workload.capacity);
+    let (mut best, mut total) = (0, 0);
+    for endpoint in backends.endpoints() {
+        let Some((_, rank)) = ranked(endpoint) else { continue };
+        if rank > best {
+            (best, total) = (rank, 0);
         }
-        if rank > best_rank {
-            best.clear();
-            best_rank = rank;
-        }
-        if rank == best_rank {
-            best.push(candidate);
+        if rank == best {
+            total += weight(endpoint);
         }
     }
-    best
+    let mut ticket = if total > 0 { rand::rng().random_range(0..total) } else { return None };
+    backends.endpoints().iter().find_map(|endpoint| {
+        let (port, _) = ranked(endpoint).filter(|(_, rank)| *rank == best)?;
+        if ticket < weight(endpoint) {
+            return Some(Chosen { workload: endpoint.workload.clone(), port });
+        }
+        ticket -= weight(endpoint);
+        None
+    })
 }
 
 /// Number of leading preferences that match, and whether all do. NETWORK in the first place is worth more than all
@@ -109,21 +130,6 @@ fn same(scope: Scope, from: &Workload, to: &Workload) -> bool {
     }
 }
 
-fn weighted(mut candidates: Vec<Chosen>) -> Option<Chosen> {
-    let total: u64 = candidates.iter().map(|candidate| u64::from(candidate.workload.capacity)).sum();
-    if total == 0 {
-        return None;
-    }
-    let mut ticket = rand::rng().random_range(0..total);
-    let index = candidates.iter().position(|candidate| {
-        let weight = u64::from(candidate.workload.capacity);
-        let chosen = ticket < weight;
-        ticket = ticket.saturating_sub(weight);
-        chosen
-    })?;
-    Some(candidates.swap_remove(index))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -153,7 +159,7 @@ services:
         let service = snapshot.services().next().expect("one service").clone();
         let from = snapshot.workload(&"c".into()).expect("the client").clone();
         choose(snapshot, &service, port, &from, tried)
-            .map(|chosen| (chosen.workload.name.clone(), chosen.port))
+            .map(|chosen| (chosen.workload.name.to_string(), chosen.port))
     }
 
     #[test]
@@ -188,6 +194,27 @@ services:
             assert!(name == "near" || name == "far");
         }
         assert_eq!(chosen(&state, 80, &["near".into(), "far".into()]), None);
+    }
+
+    #[test]
+    fn each_endpoint_is_chosen_as_often_as_its_capacity_says() {
+        let light = "- {uid: heavy, name: heavy, namespace: n, workloadIps: [10.0.0.3], capacity: 2, services: {n/s: {}}}";
+        // The many that cannot be used make most choices look at all.
+        let ill = (0..200).map(|index| {
+            format!("- {{uid: i{index}, name: i{index}, namespace: n, workloadIps: [10.0.1.{index}], status: Unhealthy, services: {{n/s: {{}}}}}}\n")
+        });
+        for extra in [light.to_owned(), ill.collect::<String>() + light] {
+            let state = snapshot("Standard", &extra);
+            let mut counts = std::collections::BTreeMap::new();
+            for _ in 0..8_000 {
+                *counts.entry(chosen(&state, 80, &[]).expect("three can serve").0).or_insert(0) += 1;
+            }
+            let [far, heavy, near] = ["far", "heavy", "near"].map(|name| counts[name]);
+            assert_eq!(counts.len(), 3);
+            // Six standard deviations of 8,000 draws are 240.
+            assert!((far - 2_000_i32).abs() < 240 && (near - 2_000_i32).abs() < 240, "{counts:?}");
+            assert!((heavy - 4_000_i32).abs() < 280, "{counts:?}");
+        }
     }
 
     #[test]

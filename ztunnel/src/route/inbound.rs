@@ -78,7 +78,7 @@ pub fn service_of(
     named
         .or_else(|| {
             services.find(|service| {
-                let own = workload.services.get(&service.key).into_iter().flatten();
+                let own = workload.services.get(&service.key).into_iter().flat_map(|ports| ports.iter());
                 own.chain(&service.ports).any(|port| port.target_port == target.0.port())
             })
         })
@@ -94,7 +94,7 @@ fn host_port(snapshot: &Snapshot, workload: &Workload, host: &str, port: u16) ->
     let key = workload.services.keys().filter(own).max_by_key(|key| {
         (key.namespace == workload.namespace, snapshot.service(key).is_some_and(|s| s.canonical))
     })?;
-    let endpoint = workload.services.get(key).into_iter().flatten().find(|known| known.service_port == port);
+    let endpoint = workload.services.get(key)?.iter().find(|known| known.service_port == port);
     let listed = snapshot.service(key)?.ports.iter().find(|known| known.service_port == port);
     endpoint.or(listed).map(|known| known.target_port).filter(|&target| target != 0)
 }

@@ -1,60 +1,293 @@
-//! From resources to a snapshot. Pure: the caller publishes.
+//! From resources to the next snapshot, in time that grows with the batch and not with the mesh. Pure: the caller
+//! publishes, and acts on what changed.
+//!
+//! Resources have two origins. What discovery says of a key hides what the static configuration says of it; when it is
+//! removed there, the static one is visible again. An update takes the place of what it updates wherever an order
+//! matters, so that a tie is not decided anew by an unrelated change.
 
+mod index;
+
+use std::collections::{BTreeSet, HashMap};
+use std::hash::Hash;
 use std::sync::Arc;
 
+use ztunnel_model::codec::Address;
 use ztunnel_model::codec::static_config::StaticConfig;
-use ztunnel_model::policy::Scope;
-use ztunnel_model::{NetworkAddress, Service, Workload};
+use ztunnel_model::policy::{Policy, PolicyKey};
+use ztunnel_model::{NamespacedHostname, Service, Text, Workload, WorkloadUid};
 
-use super::snapshot::{Endpoint, Snapshot, indexed_by_address};
+use super::Snapshot;
 
-/// Builds the whole view of a configuration.
-pub fn build(config: &StaticConfig) -> Snapshot {
-    let mut snapshot = Snapshot::default();
-    for workload in &config.workloads {
-        insert_workload(&mut snapshot, Arc::new(workload.clone()));
+/// Who says so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    Static,
+    Discovery,
+}
+
+/// What an origin says at once. Removals come before what is set.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    pub addresses: Vec<Address>,
+    pub policies: Vec<Policy>,
+    /// A uid that is known is a workload; else `namespace/hostname` is a service (interop.md section 4.3).
+    pub removed_addresses: Vec<String>,
+    /// Each `namespace/name`.
+    pub removed_policies: Vec<String>,
+}
+
+/// What a batch changed, for those whose work depends on it.
+#[derive(Clone, Debug, Default)]
+pub struct Changes {
+    pub workloads: Vec<WorkloadChange>,
+    pub services: Vec<NamespacedHostname>,
+    pub policies: Vec<PolicyKey>,
+    /// Policies that workloads of this node name but that are not there: until they come, nothing reaches these
+    /// workloads.
+    pub missing: usize,
+    /// Those of them that were not missing before.
+    pub newly_missing: Vec<MissingPolicy>,
+}
+
+/// One of the two is there, and they differ.
+#[derive(Clone, Debug)]
+pub struct WorkloadChange {
+    pub before: Option<Arc<Workload>>,
+    pub after: Option<Arc<Workload>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct MissingPolicy {
+    pub workload: WorkloadUid,
+    pub policy: Text,
+}
+
+/// Owns what the next snapshot is made from.
+#[derive(Default)]
+pub struct Applier {
+    next: Snapshot,
+    node: Option<String>,
+    /// What the static configuration says, visible or not.
+    static_workloads: HashMap<WorkloadUid, Arc<Workload>>,
+    static_services: HashMap<NamespacedHostname, Arc<Service>>,
+    static_policies: HashMap<PolicyKey, Arc<Policy>>,
+    /// Workloads of this node that name policies.
+    naming: HashMap<WorkloadUid, Arc<Workload>>,
+    missing: BTreeSet<MissingPolicy>,
+    changed: bool,
+}
+
+impl WorkloadChange {
+    pub fn uid(&self) -> Option<&WorkloadUid> {
+        self.after.as_ref().or(self.before.as_ref()).map(|workload| &workload.uid)
     }
-    for service in &config.services {
-        insert_service(&mut snapshot, Arc::new(service.clone()));
+
+    /// What it was and what it is on a node; both `None` when it never was there.
+    pub fn on_node(&self, node: &str) -> (Option<&Arc<Workload>>, Option<&Arc<Workload>>) {
+        let here = |workload: &&Arc<Workload>| workload.node == *node;
+        (self.before.as_ref().filter(here), self.after.as_ref().filter(here))
     }
-    for policy in &config.policies {
-        let policy = Arc::new(policy.clone());
-        snapshot.policies.insert(policy.key.clone(), policy.clone());
-        match policy.scope {
-            Scope::Global => snapshot.global_policies.push(policy),
-            Scope::Namespace => {
-                snapshot.namespace_policies.entry(policy.key.namespace.clone()).or_default().push(policy);
+}
+
+impl Applier {
+    /// Only workloads of `node` can be found as local ones; without a node all can.
+    pub fn new(node: Option<&str>) -> Self {
+        Self { node: node.map(str::to_owned), ..Self::default() }
+    }
+
+    /// The state as it is after all that was applied.
+    pub fn snapshot(&self) -> Snapshot {
+        self.next.clone()
+    }
+
+    /// The policies that workloads of this node name but that are not there.
+    pub fn missing(&self) -> usize {
+        self.missing.len()
+    }
+
+    /// `None` when the batch changes nothing.
+    pub fn apply(&mut self, origin: Origin, batch: Batch) -> Option<Changes> {
+        let mut changes = Changes::default();
+        for name in &batch.removed_addresses {
+            self.remove_address(origin, name, &mut changes);
+        }
+        for name in &batch.removed_policies {
+            if let Some((namespace, name)) = name.split_once('/') {
+                let key = PolicyKey { namespace: namespace.to_owned(), name: name.to_owned() };
+                self.policy(origin, &key, None, &mut changes);
             }
-            Scope::WorkloadSelector => {}
+        }
+        for address in batch.addresses {
+            match address {
+                Address::Workload(workload) => {
+                    let uid = workload.uid.clone();
+                    self.workload(origin, &uid, Some(workload), &mut changes);
+                }
+                Address::Service(service) => {
+                    let key = service.key.clone();
+                    self.service(origin, &key, Some(service), &mut changes);
+                }
+            }
+        }
+        for policy in batch.policies {
+            let key = policy.key.clone();
+            self.policy(origin, &key, Some(Arc::new(policy)), &mut changes);
+        }
+        std::mem::take(&mut self.changed).then(|| {
+            self.look_for_missing(&mut changes);
+            changes
+        })
+    }
+
+    /// Makes the static configuration this one: what it does not say any more is removed.
+    pub fn replace_static(&mut self, config: &StaticConfig) -> Option<Changes> {
+        let workloads: BTreeSet<_> = config.workloads.iter().map(|workload| &workload.uid).collect();
+        let services: BTreeSet<_> = config.services.iter().map(|service| &service.key).collect();
+        let policies: BTreeSet<_> = config.policies.iter().map(|policy| &policy.key).collect();
+        let gone_workloads = self.static_workloads.keys().filter(|uid| !workloads.contains(uid));
+        let gone_services = self.static_services.keys().filter(|key| !services.contains(key));
+        let gone_policies = self.static_policies.keys().filter(|key| !policies.contains(key));
+        let batch = Batch {
+            removed_addresses: gone_workloads
+                .map(ToString::to_string)
+                .chain(gone_services.map(ToString::to_string))
+                .collect(),
+            removed_policies: gone_policies.map(ToString::to_string).collect(),
+            addresses: (config.workloads.iter().cloned().map(Arc::new).map(Address::Workload))
+                .chain(config.services.iter().cloned().map(Arc::new).map(Address::Service))
+                .collect(),
+            policies: config.policies.clone(),
+        };
+        self.apply(Origin::Static, batch)
+    }
+
+    fn remove_address(&mut self, origin: Origin, name: &str, changes: &mut Changes) {
+        let uid = WorkloadUid::from(name);
+        let known = match origin {
+            Origin::Static => self.static_workloads.contains_key(&uid),
+            Origin::Discovery => self.next.workload(&uid).is_some(),
+        };
+        if known {
+            self.workload(origin, &uid, None, changes);
+        } else if let Ok(key) = name.parse() {
+            self.service(origin, &key, None, changes);
         }
     }
-    snapshot
+
+    fn workload(
+        &mut self,
+        origin: Origin,
+        uid: &WorkloadUid,
+        said: Option<Arc<Workload>>,
+        changes: &mut Changes,
+    ) {
+        let current = self.next.workload(uid);
+        let Some(turn) = turn(origin, current, &mut self.static_workloads, uid, said) else { return };
+        self.changed = true;
+        index::workload(&mut self.next, self.node.as_deref(), &turn);
+        let (before, after) = turn;
+        self.naming.remove(uid);
+        if let Some(workload) = &after
+            && !workload.authorization_policies.is_empty()
+            && index::is_local(self.node.as_deref(), workload)
+        {
+            self.naming.insert(uid.clone(), workload.clone());
+        }
+        if before != after {
+            changes.workloads.push(WorkloadChange { before, after });
+        }
+    }
+
+    fn service(
+        &mut self,
+        origin: Origin,
+        key: &NamespacedHostname,
+        said: Option<Arc<Service>>,
+        changes: &mut Changes,
+    ) {
+        let current = self.next.service(key);
+        let Some(turn) = turn(origin, current, &mut self.static_services, key, said) else { return };
+        self.changed = true;
+        index::service(&mut self.next, &turn);
+        if turn.0 != turn.1 {
+            changes.services.push(key.clone());
+        }
+    }
+
+    fn policy(&mut self, origin: Origin, key: &PolicyKey, said: Option<Arc<Policy>>, changes: &mut Changes) {
+        let current = index::policy_of(&self.next, key);
+        let Some(turn) = turn(origin, current, &mut self.static_policies, key, said) else { return };
+        self.changed = true;
+        index::policy(&mut self.next, &turn);
+        if turn.0 != turn.1 {
+            self.next.policy_generation += 1;
+            changes.policies.push(key.clone());
+        }
+    }
+
+    fn look_for_missing(&mut self, changes: &mut Changes) {
+        let touched = |change: &WorkloadChange| {
+            let named = |workload: &Option<Arc<Workload>>| {
+                workload.as_ref().is_some_and(|workload| {
+                    !workload.authorization_policies.is_empty()
+                        && index::is_local(self.node.as_deref(), workload)
+                })
+            };
+            named(&change.before) || named(&change.after)
+        };
+        if !changes.policies.is_empty() || changes.workloads.iter().any(touched) {
+            let missing = self.naming.values().flat_map(|workload| {
+                self.next
+                    .missing_policies(workload)
+                    .map(|policy| MissingPolicy { workload: workload.uid.clone(), policy: policy.clone() })
+            });
+            let missing: BTreeSet<MissingPolicy> = missing.collect();
+            changes.newly_missing = missing.difference(&self.missing).cloned().collect();
+            self.missing = missing;
+        }
+        changes.missing = self.missing.len();
+    }
 }
 
-fn insert_workload(snapshot: &mut Snapshot, workload: Arc<Workload>) {
-    if indexed_by_address(&workload) {
-        for &ip in &workload.addresses {
-            let address = NetworkAddress::new(workload.network.clone(), ip);
-            snapshot.workloads_by_address.entry(address).or_default().push(workload.clone());
+/// What was visible of a key and what is.
+type Turn<T> = (Option<Arc<T>>, Option<Arc<T>>);
+
+/// What becomes of a key when an origin says something else of it, or (`None`) nothing more; `None` when the same
+/// record stays visible.
+fn turn<K: Hash + Eq + Clone, T: PartialEq>(
+    origin: Origin,
+    current: Option<&Arc<T>>,
+    fixed: &mut HashMap<K, Arc<T>>,
+    key: &K,
+    said: Option<Arc<T>>,
+) -> Option<Turn<T>> {
+    let discovered =
+        current.filter(|current| !fixed.get(key).is_some_and(|fixed| Arc::ptr_eq(fixed, current)));
+    let after = match origin {
+        Origin::Discovery if discovered == said.as_ref() => return None,
+        Origin::Discovery => said.or_else(|| fixed.get(key).cloned()),
+        Origin::Static if fixed.get(key) == said.as_ref() => return None,
+        Origin::Static => {
+            match &said {
+                Some(said) => fixed.insert(key.clone(), said.clone()),
+                None => fixed.remove(key),
+            };
+            if discovered.is_some() {
+                return None;
+            }
+            said
         }
-    }
-    let name = (workload.namespace.clone(), workload.name.clone());
-    snapshot.workloads_by_name.entry(name).or_default().push(workload.clone());
-    for (service, ports) in &workload.services {
-        let endpoint = Endpoint { workload: workload.clone(), ports: ports.clone() };
-        snapshot.endpoints.entry(service.clone()).or_default().push(endpoint);
-    }
-    snapshot.workloads.insert(workload.uid.clone(), workload);
+    };
+    Some((current.cloned(), after))
 }
 
-fn insert_service(snapshot: &mut Snapshot, service: Arc<Service>) {
-    for vip in &service.vips {
-        if vip.is_exact() {
-            let address = NetworkAddress::new(vip.network.clone(), vip.prefix.addr());
-            snapshot.exact_vips.entry(address).or_default().push(service.clone());
-        } else {
-            snapshot.prefix_vips.insert(vip.network.clone(), vip.prefix, service.clone());
-        }
-    }
-    snapshot.services.insert(service.key.clone(), service);
+/// The whole view of one static configuration.
+#[cfg(test)]
+pub fn build(config: &StaticConfig) -> Snapshot {
+    let mut applier = Applier::default();
+    applier.replace_static(config);
+    applier.snapshot()
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,9 @@
 //! The static feed (interop.md section 4.8): a file that is applied at start and again whenever it changes, or an
 //! inline text. A text that cannot be used changes nothing: the state before it stays.
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -9,8 +11,7 @@ use inotify::{Inotify, WatchMask};
 use ztunnel_model::codec::located::Mistake;
 use ztunnel_model::codec::static_config::{self, StaticConfig};
 
-use super::Writer;
-use super::apply::build;
+use super::{Changes, Writer};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -22,11 +23,18 @@ pub enum Error {
     Watch { path: PathBuf, source: std::io::Error },
 }
 
+/// A configuration that was published, and what it changed.
+#[derive(Debug)]
+pub struct Applied {
+    pub config: StaticConfig,
+    pub changes: Changes,
+}
+
 /// Parses a text and publishes it.
-pub fn apply_text(writer: &mut Writer, text: &str, name: &str) -> Result<StaticConfig, Error> {
+pub fn apply_text(writer: &mut Writer, text: &str, name: &str) -> Result<Applied, Error> {
     let config = static_config::parse(text, name).map_err(Error::Mistakes)?;
-    writer.publish(build(&config));
-    Ok(config)
+    let changes = writer.replace_static(&config);
+    Ok(Applied { config, changes })
 }
 
 /// A file whose changes are followed.
@@ -38,7 +46,7 @@ pub struct Watched {
 
 impl Watched {
     /// Reads and applies the file; from here on no change is missed.
-    pub fn start(writer: &mut Writer, path: &Path) -> Result<(Self, StaticConfig), Error> {
+    pub fn start(writer: &mut Writer, path: &Path) -> Result<(Self, Applied), Error> {
         let folder = match path.parent() {
             Some(folder) if !folder.as_os_str().is_empty() => folder,
             _ => Path::new("."),
@@ -50,12 +58,12 @@ impl Watched {
             .add(folder, WatchMask::CLOSE_WRITE | WatchMask::MOVED_TO | WatchMask::CREATE)
             .map_err(fail)?;
         let applied = read(path)?;
-        let config = apply_text(writer, &applied, &path.display().to_string())?;
-        Ok((Self { path: path.to_owned(), applied, watch }, config))
+        let first = apply_text(writer, &applied, &path.display().to_string())?;
+        Ok((Self { path: path.to_owned(), applied, watch }, first))
     }
 
-    /// Applies every later change, for ever.
-    pub async fn follow(self, mut writer: Writer, applied: impl Fn(&StaticConfig)) {
+    /// Applies every later change, for ever. The writer is shared with whoever else feeds on this thread.
+    pub async fn follow(self, writer: Rc<RefCell<Writer>>, applied: impl Fn(Applied)) {
         let Self { path, applied: mut text, watch } = self;
         let mut events = match watch.into_event_stream(vec![0; 4096]) {
             Ok(events) => events,
@@ -65,7 +73,7 @@ impl Watched {
             match event {
                 // A symbolic link that is swapped (as ConfigMap volumes do) changes the file under another name, so
                 // any event in the folder leads to a look at the content.
-                Ok(_) => reload(&path, &mut text, &mut writer, &applied),
+                Ok(_) => reload(&path, &mut text, &mut writer.borrow_mut(), &applied),
                 Err(error) => {
                     tracing::warn!(%error, "watching the static configuration failed; trying again");
                     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -75,21 +83,21 @@ impl Watched {
     }
 }
 
-fn reload(path: &Path, held: &mut String, writer: &mut Writer, applied: &impl Fn(&StaticConfig)) {
+fn reload(path: &Path, held: &mut String, writer: &mut Writer, applied: &impl Fn(Applied)) {
     let text = match read(path) {
         Ok(text) if text == *held => return,
         Ok(text) => text,
         Err(error) => return tracing::warn!(%error, "static configuration not re-read; the last one stays"),
     };
     match apply_text(writer, &text, &path.display().to_string()) {
-        Ok(config) => {
+        Ok(next) => {
             tracing::info!(
-                workloads = config.workloads.len(),
-                services = config.services.len(),
-                policies = config.policies.len(),
+                workloads = next.config.workloads.len(),
+                services = next.config.services.len(),
+                policies = next.config.policies.len(),
                 "static configuration applied"
             );
-            applied(&config);
+            applied(next);
         }
         Err(error) => tracing::error!(%error, "static configuration refused; the last one stays"),
     }

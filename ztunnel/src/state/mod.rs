@@ -4,34 +4,83 @@
 //! update never waits on a connection. Knows nothing of who feeds it but `feed`, and nothing of who reads it.
 
 pub mod apply;
+pub mod demand;
+pub mod discovery;
 pub mod feed;
 pub mod snapshot;
+mod table;
 
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
+use ztunnel_model::codec::static_config::StaticConfig;
 
-pub use snapshot::{Endpoint, Snapshot};
+pub use apply::{Applier, Batch, Changes, Origin};
+pub use demand::Demand;
+pub use snapshot::{Backends, Endpoint, Snapshot};
 
 /// Makes the two ends of the state; the first snapshot is empty.
 pub fn new() -> (Writer, Reader) {
-    let current = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
+    on_node(None)
+}
+
+/// As `new`, for a node: only its workloads can be found as local ones.
+pub fn on_node(node: Option<&str>) -> (Writer, Reader) {
+    let applier = Applier::new(node);
+    let current = Arc::new(ArcSwap::from_pointee(applier.snapshot()));
     let (published, generation) = watch::channel(0);
-    (Writer { current: current.clone(), published }, Reader { current, generation })
+    let writer =
+        Writer { applier, current: current.clone(), published, unpublished: false, retired: Vec::new() };
+    (writer, Reader { current, generation })
 }
 
 /// The only way to change the state. There is one, and it cannot be cloned.
 pub struct Writer {
+    applier: Applier,
     current: Arc<ArcSwap<Snapshot>>,
     published: watch::Sender<u64>,
+    unpublished: bool,
+    /// Snapshots that somebody may still read. They are held here so that the last reader does not have to free what
+    /// only they hold, which may be as much as the mesh; that is done here, where nobody waits.
+    retired: Vec<Arc<Snapshot>>,
 }
 
 impl Writer {
-    /// Replaces the state and wakes whoever watches it.
-    pub fn publish(&mut self, next: Snapshot) {
-        self.current.store(Arc::new(next));
-        self.published.send_modify(|generation| *generation += 1);
+    /// Applies what an origin says. Publishes it, and wakes whoever watches, when it changes anything.
+    pub fn apply(&mut self, origin: Origin, batch: Batch) -> Changes {
+        let changes = self.prepare(origin, batch);
+        self.publish();
+        changes
+    }
+
+    /// As `apply`, without publishing. A large state that arrives in pieces is ready in half the time when nobody reads
+    /// it in between: what is not shared with a snapshot need not be copied.
+    pub fn prepare(&mut self, origin: Origin, batch: Batch) -> Changes {
+        let changes = self.applier.apply(origin, batch);
+        self.prepared(changes)
+    }
+
+    /// Makes the static configuration this one; what discovery said stays.
+    pub fn replace_static(&mut self, config: &StaticConfig) -> Changes {
+        let changes = self.applier.replace_static(config);
+        let changes = self.prepared(changes);
+        self.publish();
+        changes
+    }
+
+    /// Publishes what was prepared, if anything was.
+    pub fn publish(&mut self) {
+        self.retired.retain(|snapshot| Arc::strong_count(snapshot) > 1);
+        if std::mem::take(&mut self.unpublished) {
+            self.retired.push(self.current.swap(Arc::new(self.applier.snapshot())));
+            self.published.send_modify(|generation| *generation += 1);
+        }
+    }
+
+    fn prepared(&mut self, changes: Option<Changes>) -> Changes {
+        self.unpublished |= changes.is_some();
+        changes.unwrap_or_else(|| Changes { missing: self.applier.missing(), ..Changes::default() })
     }
 }
 

@@ -9,6 +9,8 @@ use prometheus::core::Collector;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 use tracing_appender::non_blocking::ErrorCounter;
 
+use super::certificates::{CertificateFacts, Certificates};
+use super::discovery::{Discovery, DiscoveryFacts};
 use super::events::{Rejection, Reporter};
 use super::labels::Traffic;
 use super::names::{self, Name};
@@ -23,11 +25,17 @@ pub struct Metrics {
     pub pods_started: IntCounter,
     pub pods_stopped: IntCounter,
     handshake_failures: IntCounterVec,
+    crl_rejections: IntCounterVec,
+    crl_untracked: IntCounterVec,
+    certificates: Certificates,
+    discovery: Discovery,
     lines_dropped: IntCounter,
     dropped: OnceLock<ErrorCounter>,
     open_fds: IntGauge,
     max_fds: IntGauge,
+    pub policies_missing: IntGauge,
     pub(super) handshake_lines: LineBudget,
+    pub(super) policy_lines: LineBudget,
 }
 
 /// An accepted socket; counted as long as it lives.
@@ -59,11 +67,20 @@ impl Metrics {
                 &registry,
                 IntCounterVec::new(opts(names::HANDSHAKE_FAILURES), &["reason"]),
             ),
+            crl_rejections: register(
+                &registry,
+                IntCounterVec::new(opts(names::CRL_REJECTIONS), &["reporter"]),
+            ),
+            crl_untracked: register(&registry, IntCounterVec::new(opts(names::CRL_UNTRACKED), &["reporter"])),
+            certificates: Certificates::new(&registry),
+            discovery: Discovery::new(&registry),
             lines_dropped: counter(names::LOG_LINES_DROPPED),
             dropped: OnceLock::new(),
             open_fds: gauge(names::OPEN_FDS),
             max_fds: gauge(names::MAX_FDS),
+            policies_missing: gauge(names::POLICIES_MISSING),
             handshake_lines: LineBudget::new(100),
+            policy_lines: LineBudget::new(100),
             registry,
         }
     }
@@ -79,6 +96,25 @@ impl Metrics {
         self.dropped.get_or_init(|| dropped);
     }
 
+    /// Asks for the facts about certificates whenever metrics are read; the first call counts.
+    pub fn show_certificates(&self, facts: impl Fn() -> CertificateFacts + Send + Sync + 'static) {
+        self.certificates.ask(Box::new(facts));
+    }
+
+    /// Asks for the facts about xDS whenever metrics are read; the first call counts.
+    pub fn show_discovery(&self, facts: impl Fn() -> DiscoveryFacts + Send + Sync + 'static) {
+        self.discovery.ask(Box::new(facts));
+    }
+
+    /// A handshake was refused, or a tunnel cut, because of a CRL.
+    pub fn count_crl_rejection(&self, reporter: Reporter) {
+        self.crl_rejections.with_label_values(&[reporter.as_str()]).inc();
+    }
+
+    pub fn count_crl_untracked(&self, reporter: Reporter) {
+        self.crl_untracked.with_label_values(&[reporter.as_str()]).inc();
+    }
+
     /// Everything as OpenMetrics text.
     pub fn render(&self) -> String {
         if let Some(dropped) = self.dropped.get() {
@@ -92,6 +128,8 @@ impl Metrics {
         if let Some(most) = max_fds() {
             self.max_fds.set(most);
         }
+        self.certificates.refresh();
+        self.discovery.refresh();
         openmetrics::encode(&self.registry.gather())
     }
 
@@ -100,11 +138,14 @@ impl Metrics {
     }
 }
 
-fn opts(name: Name) -> Opts {
+pub(super) fn opts(name: Name) -> Opts {
     Opts::new(name.name, name.help)
 }
 
-fn register<C: Collector + Clone + 'static>(registry: &Registry, metric: prometheus::Result<C>) -> C {
+pub(super) fn register<C: Collector + Clone + 'static>(
+    registry: &Registry,
+    metric: prometheus::Result<C>,
+) -> C {
     let metric = metric.expect("invariant: names and labels in `names` are valid");
     registry
         .register(Box::new(metric.clone()))

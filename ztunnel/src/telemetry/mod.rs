@@ -5,6 +5,8 @@
 //! gives back text.
 
 mod access_log;
+mod certificates;
+mod discovery;
 pub mod events;
 mod labels;
 mod levels;
@@ -20,6 +22,8 @@ use tracing_subscriber::fmt::time::SystemTime;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::reload;
 
+pub use certificates::CertificateFacts;
+pub use discovery::{DiscoveryFacts, TypeFacts};
 pub use levels::{Levels, SpecError};
 pub use metrics::{Metrics, OpenSocket};
 

@@ -31,8 +31,27 @@ names! {
     OPEN_FDS = "process_open_fds", "Open file descriptors";
     MAX_FDS = "process_max_fds", "Limit of open file descriptors";
 
+    XDS_TERMINATIONS = "istio_xds_connection_terminations_total", "Tries to have an xDS stream that ended, by reason (unstable)";
+    XDS_MESSAGES = "istio_xds_message_total", "xDS responses by type (unstable)";
+    XDS_BYTES = "istio_xds_message_bytes_total", "Bytes of xDS resources by type (unstable)";
+    CRL_REJECTIONS = "istio_crl_policy_rejections_total", "Connections refused or cut by a CRL (unstable)";
+    CRL_UNTRACKED = "istio_crl_untracked_connections_total",
+        "Tunnels that a later CRL will not cut because their peer's chain is too long to be kept (unstable)";
+
+    XDS_CONNECTED = "ztunnel_xds_connected", "1 while there is an xDS stream, else 0";
+    XDS_RESOURCES = "ztunnel_xds_resources", "xDS resources held, by type";
+    XDS_REJECTED = "ztunnel_xds_rejected_resources_total", "xDS resources that were refused, by type";
+    CERTIFICATE_EXPIRY = "ztunnel_certificate_expiry_seconds",
+        "Seconds until the certificate of an identity is over; negative when it is";
+    CERTIFICATE_FETCHES = "ztunnel_certificate_fetches_total", "Requests to the CA by their outcome";
+    CERTIFICATES_EXPIRED = "ztunnel_certificates_expired_total",
+        "Certificates that ended before a new one came";
+    CERTIFICATES_REVOKED = "ztunnel_certificates_revoked_total", "Certificates of local pods that a CRL names";
+    CERTIFICATES_HELD = "ztunnel_certificates_held", "Identities that certificates are kept for";
     HANDSHAKE_FAILURES = "ztunnel_inbound_handshake_failures_total",
         "Inbound connections that ended before an HBONE stream was accepted";
+    POLICIES_MISSING = "ztunnel_policies_missing",
+        "Policies that workloads of this node name but that are not known: nothing reaches these workloads until then";
     LOG_LINES_DROPPED = "ztunnel_log_lines_dropped_total", "Log lines dropped because their reader was slow";
     LABELS_DROPPED = "ztunnel_traffic_labels_dropped_total",
         "Connections counted without workload labels because too many label sets exist";

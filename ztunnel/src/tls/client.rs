@@ -33,7 +33,7 @@ pub async fn connect(
     let name = ServerName::IpAddress(peer.ip().into());
     let side = UnbufferedClientConnection::new(Arc::new(svid.client_config(expected)), name)
         .map_err(|source| Error::Handshake { peer, source })?;
-    match tokio::time::timeout(deadline, handshake::run(side, tcp, svid.not_after())).await {
+    match tokio::time::timeout(deadline, handshake::run(side, tcp, svid)).await {
         Err(_) => Err(attempt().timeout()),
         Ok(Err((failed, tcp))) => {
             linger(tcp);

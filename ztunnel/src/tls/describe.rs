@@ -8,7 +8,7 @@ use rustls::pki_types::CertificateDer;
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use x509_parser::prelude::{ASN1Time, FromDer, X509Certificate};
+use x509_parser::prelude::{ASN1Time, FromDer, ParsedExtension, X509Certificate};
 
 /// A certificate chain (leaf first) and the roots it is trusted by.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -42,6 +42,42 @@ pub(super) fn certificate(der: &CertificateDer<'_>) -> CertificateDescription {
 pub(super) fn system_time(time: ASN1Time) -> SystemTime {
     let seconds = Duration::from_secs(time.timestamp().unsigned_abs());
     if time.timestamp() < 0 { UNIX_EPOCH - seconds } else { UNIX_EPOCH + seconds }
+}
+
+/// Who issued the last certificate of a chain that is not issued by another of it.
+pub(super) fn top_issuer(leaf: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>]) -> String {
+    let parse = |der| X509Certificate::from_der(der).ok().map(|(_, parsed)| parsed);
+    let Some(mut top) = parse(leaf) else { return "its issuer".to_owned() };
+    let mut above: Vec<_> = intermediates.iter().filter_map(|der| parse(der)).collect();
+    while let Some(next) = above.iter().position(|one| one.subject().as_raw() == top.issuer().as_raw()) {
+        top = above.swap_remove(next);
+    }
+    let key = top.extensions().iter().find_map(|extension| match extension.parsed_extension() {
+        ParsedExtension::AuthorityKeyIdentifier(id) => id.key_identifier.as_ref().map(|key| hex(key.0)),
+        _ => None,
+    });
+    named(&top.issuer().to_string(), key)
+}
+
+/// A root as a log names it.
+pub(super) fn root(der: &CertificateDer<'_>) -> String {
+    let Ok((_, root)) = X509Certificate::from_der(der) else { return "an unreadable root".to_owned() };
+    let key = root.extensions().iter().find_map(|extension| match extension.parsed_extension() {
+        ParsedExtension::SubjectKeyIdentifier(key) => Some(hex(key.0)),
+        _ => None,
+    });
+    named(&root.subject().to_string(), key)
+}
+
+fn named(subject: &str, key: Option<String>) -> String {
+    match key {
+        Some(key) => format!("\"{subject}\" (key id {key})"),
+        None => format!("\"{subject}\""),
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn rfc3339(time: ASN1Time) -> String {

@@ -32,6 +32,7 @@ impl Error {
         match self {
             Self::Timeout { .. } => "tls_timeout",
             Self::Io { .. } | Self::NotConnected(_) => "tls_io",
+            Self::Verification { source: Refused::Revoked { .. }, .. } => "peer_revoked",
             Self::Verification { .. } => "peer_identity",
             Self::NoClientCertificate { .. } => "no_client_certificate",
             Self::RefusedByPeer { .. } => "refused_by_peer",
@@ -42,6 +43,11 @@ impl Error {
     /// The other end was reached and is not (or could not prove to be) who it has to be.
     pub fn is_verification(&self) -> bool {
         matches!(self, Self::Verification { .. } | Self::NoClientCertificate { .. })
+    }
+
+    /// A CRL names the peer's certificate.
+    pub fn is_revoked(&self) -> bool {
+        matches!(self.refused(), Some(Refused::Revoked { .. }))
     }
 
     pub fn is_timeout(&self) -> bool {

@@ -1,7 +1,7 @@
 //! Drives a handshake of rustls over a socket, up to the first record of the data phase and not a byte further.
 
 use std::io;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use rustls::client::UnbufferedClientConnection;
 use rustls::kernel::KernelConnection;
@@ -12,7 +12,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::record::{Incoming, Role, Session};
-use super::stream::Stream;
+use super::stream::{Agreed, Stream};
+use super::svid::Svid;
 use super::verify::{self, Refused, VerifiedPeer};
 
 /// Type, version and length of a record.
@@ -139,24 +140,20 @@ impl Unread {
     }
 }
 
-/// Runs the handshake as somebody whose certificate is good until `own_not_after`; a socket whose handshake failed is
-/// given back.
+/// Runs the handshake as `own`; a socket whose handshake failed is given back.
 pub(super) async fn run<S: Side>(
     mut side: S,
     tcp: TcpStream,
-    own_not_after: SystemTime,
+    own: &Svid,
 ) -> Result<(Stream, VerifiedPeer), (Failed, TcpStream)>
 where
     KernelConnection<S::Data>: Send + 'static,
 {
     let mut tcp = tcp;
     match drive(&mut side, &mut tcp).await {
-        Ok(rest) => match finish(side, rest) {
-            Ok(finished) => {
-                let valid_until = own_not_after.min(finished.not_after) + LAST_SECOND;
-                let stream =
-                    Stream::new(tcp, finished.session, finished.incoming, finished.alpn, valid_until);
-                Ok((stream, finished.peer))
+        Ok(rest) => match finish(side, rest, own) {
+            Ok(Finished { session, incoming, agreed, peer }) => {
+                Ok((Stream::new(tcp, session, incoming, agreed), peer))
             }
             Err(failed) => Err((failed, tcp)),
         },
@@ -167,22 +164,23 @@ where
 struct Finished {
     session: Session,
     incoming: Incoming,
-    alpn: Option<Vec<u8>>,
+    agreed: Agreed,
     peer: VerifiedPeer,
-    not_after: SystemTime,
 }
 
-fn finish<S: Side>(side: S, rest: Vec<u8>) -> Result<Finished, Failed>
+fn finish<S: Side>(side: S, rest: Vec<u8>, own: &Svid) -> Result<Finished, Failed>
 where
     KernelConnection<S::Data>: Send + 'static,
 {
     let peer = VerifiedPeer::of(side.common()).map_err(|refused| Failed::Peer(Box::new(refused)))?;
     let not_after =
         VerifiedPeer::not_after(side.common()).map_err(|refused| Failed::Peer(Box::new(refused)))?;
+    let tracked = own.track(side.common().peer_certificates().unwrap_or_default());
     let alpn = side.common().alpn_protocol().map(<[u8]>::to_vec);
     let session = side.into_keys().and_then(|(keys, connection)| Session::new(S::ROLE, keys, connection));
     let session = session.map_err(|error| Failed::Tls(Box::new(error), None))?;
-    Ok(Finished { session, incoming: Incoming::new(rest), alpn, peer, not_after })
+    let agreed = Agreed { alpn, valid_until: own.not_after().min(not_after) + LAST_SECOND, tracked };
+    Ok(Finished { session, incoming: Incoming::new(rest), agreed, peer })
 }
 
 /// Returns what came behind the handshake.

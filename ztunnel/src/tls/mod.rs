@@ -15,6 +15,7 @@ mod describe;
 mod error;
 mod handshake;
 mod record;
+pub mod revocation;
 pub mod server;
 mod stream;
 pub mod svid;

@@ -27,7 +27,7 @@ pub async fn accept(
     };
     let side = UnbufferedServerConnection::new(svid.server_config())
         .map_err(|source| Error::Handshake { peer, source })?;
-    match tokio::time::timeout(deadline, handshake::run(side, tcp, svid.not_after())).await {
+    match tokio::time::timeout(deadline, handshake::run(side, tcp, svid)).await {
         Err(_) => Err(attempt().timeout()),
         Ok(Err((failed, tcp))) => {
             linger(tcp);

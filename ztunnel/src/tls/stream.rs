@@ -9,6 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::record::{self, Delivery, Incoming, Outgoing, Session};
+use super::revocation::Tracked;
 
 /// The encrypted byte stream that a handshake leaves behind. It ends with `close_notify`: a bare FIN reads as an error
 /// (`UnexpectedEof`), because nobody can tell it from a cut.
@@ -23,8 +24,15 @@ pub struct Stream {
     ended: Option<Ended>,
     /// The last record, close_notify or an alert, was sealed.
     closing: bool,
-    alpn: Option<Vec<u8>>,
-    valid_until: SystemTime,
+    agreed: Agreed,
+}
+
+/// What the handshake found, beside keys and the peer.
+#[derive(Debug)]
+pub(super) struct Agreed {
+    pub(super) alpn: Option<Vec<u8>>,
+    pub(super) valid_until: SystemTime,
+    pub(super) tracked: Option<Tracked>,
 }
 
 enum Ended {
@@ -33,15 +41,9 @@ enum Ended {
 }
 
 impl Stream {
-    pub(super) fn new(
-        tcp: TcpStream,
-        session: Session,
-        incoming: Incoming,
-        alpn: Option<Vec<u8>>,
-        valid_until: SystemTime,
-    ) -> Self {
+    pub(super) fn new(tcp: TcpStream, session: Session, incoming: Incoming, agreed: Agreed) -> Self {
         let outgoing = Outgoing::default();
-        Self { tcp, session, incoming, outgoing, ended: None, closing: false, alpn, valid_until }
+        Self { tcp, session, incoming, outgoing, ended: None, closing: false, agreed }
     }
 
     /// The TCP connection beneath, for socket options and addresses.
@@ -51,12 +53,17 @@ impl Stream {
 
     /// What the peer chose with ALPN; `None` when it does not speak ALPN.
     pub fn alpn(&self) -> Option<&[u8]> {
-        self.alpn.as_deref()
+        self.agreed.alpn.as_deref()
     }
 
     /// When the first of the two certificates behind this stream is over.
     pub fn valid_until(&self) -> SystemTime {
-        self.valid_until
+        self.agreed.valid_until
+    }
+
+    /// Tells when the peer's certificate is revoked; `None` when its chain is too long to be kept.
+    pub fn tracked(&self) -> Option<&Tracked> {
+        self.agreed.tracked.as_ref()
     }
 
     fn read_records(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {

@@ -7,14 +7,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustls::client::Resumption;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
-use rustls::server::danger::ClientCertVerifier;
-use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::server::NoServerSessionStorage;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 use ztunnel_model::{Identity, IdentitySet};
 
+use super::revocation::{Revocations, Revoked, Tracked};
 use super::verify::{self, ClientVerifier, Refused, ServerVerifier, Trust};
 use super::{ALPN_H2, describe, mesh_provider};
 
@@ -44,6 +44,7 @@ pub struct Svid {
     chain: Vec<CertificateDer<'static>>,
     roots: Vec<CertificateDer<'static>>,
     trust: Trust,
+    resolver: Arc<SingleCertAndKey>,
     server: Arc<ServerConfig>,
     client: ClientConfig,
 }
@@ -73,7 +74,13 @@ pub enum Error {
 
 impl Svid {
     /// Checks a CA's answer: `chain` is leaf, intermediates, and last the roots, each entry PEM (interop.md section 5.4).
-    pub fn new(asked: &Identity, key: SecretKey, chain: &[String]) -> Result<Self, Error> {
+    /// Peers that `revocations` names are refused by it.
+    pub fn new(
+        asked: &Identity,
+        key: SecretKey,
+        chain: &[String],
+        revocations: &Revocations,
+    ) -> Result<Self, Error> {
         let (entries, bundle) = match chain {
             [entries @ .., bundle] if !entries.is_empty() => (entries, bundle),
             _ => return Err(Error::TooFewEntries(chain.len())),
@@ -83,22 +90,49 @@ impl Svid {
         let validity = check_leaf(asked, &chain[0])?;
         let keyed = certified_key(asked, key, chain.clone())?;
         let provider = mesh_provider();
-        let trust = Trust::new(store, provider.signature_verification_algorithms);
-        let client_chain = WebPkiClientVerifier::builder_with_provider(Arc::clone(trust.roots()), provider)
-            .build()
-            .map_err(|error| config_error(asked, rustls::Error::General(error.to_string())))?;
-        check_chain(asked, &trust, client_chain.as_ref(), &chain, &validity)?;
+        let algorithms = provider.signature_verification_algorithms;
+        let trust = Trust::new(store, root_names(&roots), algorithms, revocations.clone());
+        check_chain(asked, &trust, &chain, &validity)?;
         let resolver = Arc::new(SingleCertAndKey::from(keyed));
         Ok(Self {
             identity: asked.clone(),
             not_before: validity.not_before,
             not_after: validity.not_after,
-            server: Arc::new(server_config(asked, client_chain, Arc::clone(&resolver))?),
-            client: client_config(asked, &trust, resolver)?,
+            server: Arc::new(server_config(asked, &trust, Arc::clone(&resolver))?),
+            client: client_config(asked, &trust, Arc::clone(&resolver))?,
+            resolver,
             chain,
             roots,
             trust,
         })
+    }
+
+    /// Also accepts peers under the roots that came with its predecessor, until that one's end (see [`Trust`]).
+    pub fn succeeding(self, predecessor: &Self) -> Result<Self, Error> {
+        if predecessor.roots.iter().all(|root| self.roots.contains(root)) {
+            return Ok(self);
+        }
+        let mut both = RootCertStore::clone(self.trust.roots());
+        both.add_parsable_certificates(predecessor.roots.iter().cloned());
+        let trust = self.trust.clone().with_former(Arc::new(both), unix_time(predecessor.not_after));
+        Ok(Self {
+            server: Arc::new(server_config(&self.identity, &trust, Arc::clone(&self.resolver))?),
+            client: client_config(&self.identity, &trust, Arc::clone(&self.resolver))?,
+            trust,
+            ..self
+        })
+    }
+
+    /// Whether this very certificate is revoked, as others will find.
+    pub fn revoked(&self) -> Result<(), Revoked> {
+        let now = SystemTime::now().min(self.not_after).max(self.not_before);
+        self.trust.check_revocation(&self.chain[0], &self.chain[1..], unix_time(now))
+    }
+
+    /// Keeps the chain of a peer that this SVID's verifier has just accepted, to judge it again later.
+    pub(super) fn track(&self, chain: &[CertificateDer<'static>]) -> Option<Tracked> {
+        let now = UnixTime::now();
+        Tracked::new(chain, Arc::clone(self.trust.roots_at(now)), now, self.trust.revocations().clone())
     }
 
     pub fn identity(&self) -> &Identity {
@@ -128,6 +162,18 @@ impl Svid {
         let verifier = ServerVerifier::new(self.trust.clone(), expected.clone());
         config.dangerous().set_certificate_verifier(Arc::new(verifier));
         config
+    }
+
+    /// The leaf's serial number.
+    #[cfg(test)]
+    pub(crate) fn serial(&self) -> Vec<u8> {
+        self.serial_of(0)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn serial_of(&self, index: usize) -> Vec<u8> {
+        let (_, parsed) = X509Certificate::from_der(&self.chain[index]).expect("it was parsed before");
+        parsed.raw_serial().to_vec()
     }
 
     /// The public part, for people and for /config_dump.
@@ -212,25 +258,37 @@ fn certified_key(
 fn check_chain(
     asked: &Identity,
     trust: &Trust,
-    client_chain: &dyn ClientCertVerifier,
     chain: &[CertificateDer<'_>],
     validity: &Validity,
 ) -> Result<(), Error> {
     let failed = |role| move |source| Error::Chain { asked: asked.clone(), role, source: Box::new(source) };
     let (leaf, intermediates) = (&chain[0], &chain[1..]);
     let now = SystemTime::now().min(validity.not_after).max(validity.not_before);
-    let now = UnixTime::since_unix_epoch(now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO));
+    let now = unix_time(now);
     trust.check_server_chain(leaf, intermediates, now).map_err(failed("server"))?;
-    client_chain.verify_client_cert(leaf, intermediates, now).map_err(failed("client"))?;
+    let client = client_verifier(asked, trust)?;
+    client.check_chain(leaf, intermediates, now).map_err(failed("client"))?;
     Ok(())
+}
+
+fn client_verifier(asked: &Identity, trust: &Trust) -> Result<ClientVerifier, Error> {
+    ClientVerifier::new(trust, asked.trust_domain()).map_err(|error| config_error(asked, error))
+}
+
+fn unix_time(time: SystemTime) -> UnixTime {
+    UnixTime::since_unix_epoch(time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO))
+}
+
+fn root_names(roots: &[CertificateDer<'_>]) -> Arc<str> {
+    roots.iter().map(describe::root).collect::<Vec<_>>().join(", ").into()
 }
 
 fn server_config(
     asked: &Identity,
-    client_chain: Arc<dyn ClientCertVerifier>,
+    trust: &Trust,
     resolver: Arc<SingleCertAndKey>,
 ) -> Result<ServerConfig, Error> {
-    let verifier = Arc::new(ClientVerifier::new(client_chain, asked.trust_domain()));
+    let verifier = Arc::new(client_verifier(asked, trust)?);
     let mut config = ServerConfig::builder_with_provider(mesh_provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|error| config_error(asked, error))?

@@ -3,14 +3,17 @@
 use std::time::{Duration, SystemTime};
 
 use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa};
+use rcgen::{CertificateRevocationListParams, KeyIdMethod, RevokedCertParams, SerialNumber};
 use rcgen::{CertifiedIssuer, KeyPair, KeyUsagePurpose, SanType};
 use ztunnel_model::Identity;
 
+use super::revocation::Revocations;
 use super::svid::{SecretKey, Svid};
 
 pub(crate) const HOUR: Duration = Duration::from_secs(3600);
 
-pub(crate) struct TestCa(CertifiedIssuer<'static, KeyPair>);
+/// Its SVIDs heed these revocations.
+pub(crate) struct TestCa(CertifiedIssuer<'static, KeyPair>, pub(crate) Revocations);
 
 /// What a leaf says; the default of a field is what a good leaf says.
 pub(crate) struct Leaf {
@@ -37,14 +40,39 @@ pub(crate) fn identity(text: &str) -> Identity {
 
 impl TestCa {
     pub(crate) fn new(name: &str) -> Self {
-        Self(CertifiedIssuer::self_signed(ca_params(name), key_pair()).expect("a root can be made"))
+        Self(
+            CertifiedIssuer::self_signed(ca_params(name), key_pair()).expect("a root can be made"),
+            Revocations::default(),
+        )
     }
 
     pub(crate) fn intermediate(&self, name: &str) -> Self {
         Self(
             CertifiedIssuer::signed_by(ca_params(name), key_pair(), &self.0)
                 .expect("an intermediate can be made"),
+            self.1.clone(),
         )
+    }
+
+    /// A CRL that names these certificates.
+    pub(crate) fn crl(&self, serials: &[&[u8]]) -> String {
+        let now = SystemTime::now();
+        let revoked_certs = serials.iter().map(|serial| RevokedCertParams {
+            serial_number: SerialNumber::from_slice(serial),
+            revocation_time: now.into(),
+            reason_code: None,
+            invalidity_date: None,
+        });
+        let params = CertificateRevocationListParams {
+            this_update: (now - 2 * HOUR).into(),
+            // Its end is not looked at.
+            next_update: (now - HOUR).into(),
+            crl_number: SerialNumber::from(1_u64),
+            issuing_distribution_point: None,
+            revoked_certs: revoked_certs.collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.0).and_then(|crl| crl.pem()).expect("a CRL can be made")
     }
 
     pub(crate) fn pem(&self) -> String {
@@ -70,7 +98,8 @@ impl TestCa {
         let (key, pem) = self.leaf(leaf);
         let roots: String = others.iter().map(|other| other.pem()).chain([self.pem()]).collect();
         let asked = identity(&leaf.uris[0]);
-        Svid::new(&asked, SecretKey::from_pkcs8_der(key), &[pem, roots]).expect("the CA's answer is good")
+        Svid::new(&asked, SecretKey::from_pkcs8_der(key), &[pem, roots], &self.1)
+            .expect("the CA's answer is good")
     }
 
     pub(crate) fn svid(&self, text: &str) -> Svid {

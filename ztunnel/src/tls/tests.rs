@@ -70,6 +70,10 @@ fn refusal(outcome: Outcome) -> Refused {
 
 fn chain_error(outcome: Outcome) -> CertificateError {
     match refusal(outcome) {
+        Refused::UnknownRoot { claimed, .. } => {
+            assert!(!claimed.is_empty(), "the claimed identity is told");
+            CertificateError::UnknownIssuer
+        }
         Refused::Chain { claimed, source: rustls::Error::InvalidCertificate(error) } => {
             assert!(!claimed.is_empty(), "the claimed identity is told");
             error
@@ -188,6 +192,39 @@ async fn an_untrusted_root_is_refused_on_either_side() {
     let (dialled, accepted) = handshake(&rogue_cart, BANK, &ca.svid(BANK)).await;
     assert_eq!(chain_error(accepted), CertificateError::UnknownIssuer);
     assert!(alert_at_first_read(dialled).await.contains("UnknownCA"));
+}
+
+#[tokio::test]
+async fn an_untrusted_root_is_named_with_those_that_are_trusted_and_what_to_do() {
+    let (ca, other) = (TestCa::new("new root"), TestCa::new("old root"));
+    let bank = other.svid_trusting(&Leaf::of(&identity(BANK)), &[&ca]);
+    let text = handshake(&ca.svid(CART), BANK, &bank).await.0.expect_err("no overlap").to_string();
+    for part in ["CN=old root", "CN=new root", "key id", "hand out the old and the new one", BANK] {
+        assert!(text.contains(part), "{text} lacks {part}");
+    }
+}
+
+#[tokio::test]
+async fn the_roots_of_the_certificate_before_count_until_its_end() {
+    let (old, new) = (TestCa::new("old"), TestCa::new("new"));
+    let peer = old.svid_trusting(&Leaf::of(&identity(BANK)), &[&new]);
+    let end = SystemTime::now() + Duration::from_secs(2);
+    let before = old.svid_trusting(&Leaf { not_after: end, ..Leaf::of(&identity(CART)) }, &[]);
+    let alone = new.svid(CART);
+    assert_eq!(chain_error(handshake(&alone, BANK, &peer).await.0), CertificateError::UnknownIssuer);
+    let cart = alone.succeeding(&before).expect("a union");
+    let (dialled, accepted) = handshake(&cart, BANK, &peer).await;
+    assert!(dialled.is_ok() && accepted.is_ok());
+    assert!(handshake(&peer, CART, &cart).await.1.is_ok(), "as a server");
+    // What the predecessor itself took over does not pass on.
+    let third = TestCa::new("third");
+    let next = third.svid(CART).succeeding(&cart).expect("a union");
+    assert_eq!(chain_error(handshake(&next, BANK, &peer).await.0), CertificateError::UnknownIssuer);
+    while SystemTime::now() < end + Duration::from_secs(1) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(chain_error(handshake(&cart, BANK, &peer).await.0), CertificateError::UnknownIssuer);
+    assert_eq!(chain_error(handshake(&peer, CART, &cart).await.1), CertificateError::UnknownIssuer);
 }
 
 #[tokio::test]

@@ -12,13 +12,14 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::WebPkiSupportedAlgorithms;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::server::ParsedCertificate;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureScheme};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use ztunnel_model::{Identity, IdentitySet};
 
-use super::describe;
+use super::revocation::{Revocations, Revoked};
+use super::{describe, mesh_provider};
 
 /// The identity that the other end of a finished handshake has proved.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -87,6 +88,14 @@ pub enum Refused {
     TrustDomain { identity: Identity, trust_domain: String },
     #[error("its certificate does not verify: {source} (it claims [{}])", claimed.join(", "))]
     Chain { claimed: Vec<String>, source: rustls::Error },
+    #[error(
+        "its certificate does not verify (UnknownIssuer): {issuer} is none of the roots trusted here, {trusted}; if the \
+         CA's root was changed, hand out the old and the new one together until every certificate of the old one is \
+         over (it claims [{}])", claimed.join(", ")
+    )]
+    UnknownRoot { claimed: Vec<String>, issuer: String, trusted: Arc<str> },
+    #[error("{source} (it claims [{}])", claimed.join(", "))]
+    Revoked { claimed: Vec<String>, source: Revoked },
 }
 
 /// The identity of a leaf: its only SPIFFE URI SAN.
@@ -115,20 +124,105 @@ pub(super) fn forget_finding() {
     FINDING.take();
 }
 
-/// What one SVID trusts: the roots of its own CA response, used in both directions.
+/// What one SVID trusts, in both directions: the roots of its own CA response and, while the SVID before it is still
+/// valid, the roots of that one's response.
+///
+/// The second part is for peers whose certificates outlast their root's place in the bundle: pods renew one after the
+/// other, so for a while some still show a certificate of the root that the newest answers no longer name. It is never
+/// more than the proxy trusted already, it does not pass from one answer to the next (only the direct predecessor's own
+/// roots count), and it ends with the predecessor's certificate, which is when a proxy that could not renew would have
+/// stopped to trust them as well. Who must be rid of a root sooner revokes what it signed.
 #[derive(Debug, Clone)]
 pub(super) struct Trust {
     roots: Arc<RootCertStore>,
+    former: Option<Former>,
+    /// Of the roots, for people.
+    names: Arc<str>,
     algorithms: WebPkiSupportedAlgorithms,
+    revocations: Revocations,
+}
+
+#[derive(Debug, Clone)]
+struct Former {
+    with_current: Arc<RootCertStore>,
+    until: UnixTime,
 }
 
 impl Trust {
-    pub(super) fn new(roots: Arc<RootCertStore>, algorithms: WebPkiSupportedAlgorithms) -> Self {
-        Self { roots, algorithms }
+    pub(super) fn new(
+        roots: Arc<RootCertStore>,
+        names: Arc<str>,
+        algorithms: WebPkiSupportedAlgorithms,
+        revocations: Revocations,
+    ) -> Self {
+        Self { roots, former: None, names, algorithms, revocations }
+    }
+
+    /// Also trusts what a predecessor trusted, for as long as that one is valid.
+    pub(super) fn with_former(self, with_current: Arc<RootCertStore>, until: UnixTime) -> Self {
+        Self { former: Some(Former { with_current, until }), ..self }
+    }
+
+    /// Everything that may be trusted at some time.
+    pub(super) fn widest(&self) -> &Arc<RootCertStore> {
+        self.former.as_ref().map_or(&self.roots, |former| &former.with_current)
+    }
+
+    pub(super) fn roots_at(&self, now: UnixTime) -> &Arc<RootCertStore> {
+        match &self.former {
+            Some(former) if now <= former.until => &former.with_current,
+            _ => &self.roots,
+        }
     }
 
     pub(super) fn roots(&self) -> &Arc<RootCertStore> {
         &self.roots
+    }
+
+    pub(super) fn revocations(&self) -> &Revocations {
+        &self.revocations
+    }
+
+    pub(super) fn check_revocation(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), Revoked> {
+        self.revocations.check(self.roots_at(now), leaf, intermediates, now)
+    }
+
+    /// The last check of a chain that is good otherwise.
+    fn refuse_revoked(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), rustls::Error> {
+        self.check_revocation(leaf, intermediates, now).map_err(|source| {
+            let claimed = spiffe_sans(leaf).unwrap_or_default();
+            FINDING.set(Some(Refused::Revoked { claimed, source }));
+            CertificateError::Revoked.into()
+        })
+    }
+
+    /// A root that is not trusted is what a rotation gone wrong looks like, so it is named.
+    fn note_chain(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        error: rustls::Error,
+    ) -> rustls::Error {
+        let claimed = spiffe_sans(leaf).unwrap_or_default();
+        let refused = match &error {
+            rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+                let issuer = describe::top_issuer(leaf, intermediates);
+                Refused::UnknownRoot { claimed, issuer, trusted: Arc::clone(&self.names) }
+            }
+            _ => Refused::Chain { claimed, source: error.clone() },
+        };
+        FINDING.set(Some(refused));
+        error
     }
 
     /// Checks a chain as a server's: signatures up to a root, validity at `now`, and serverAuth if the leaf limits its use.
@@ -140,7 +234,7 @@ impl Trust {
     ) -> Result<(), rustls::Error> {
         let parsed = ParsedCertificate::try_from(leaf)?;
         let algorithms = self.algorithms.all;
-        verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, algorithms)
+        verify_server_cert_signed_by_trust_anchor(&parsed, self.roots_at(now), intermediates, now, algorithms)
     }
 }
 
@@ -166,7 +260,10 @@ impl ServerCertVerifier for ServerVerifier {
         _ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        self.trust.check_server_chain(leaf, intermediates, now).map_err(|error| note_chain(leaf, error))?;
+        self.trust
+            .check_server_chain(leaf, intermediates, now)
+            .map_err(|error| self.trust.note_chain(leaf, intermediates, error))?;
+        self.trust.refuse_revoked(leaf, intermediates, now)?;
         let identity = spiffe_identity(leaf).map_err(note)?;
         if !self.expected.contains(&identity) {
             return Err(note(Refused::Unexpected { identity, expected: self.expected.clone() }));
@@ -200,20 +297,45 @@ impl ServerCertVerifier for ServerVerifier {
 /// Accepts a client whose identity belongs to the server's own trust domain.
 #[derive(Debug)]
 pub(super) struct ClientVerifier {
+    trust: Trust,
+    /// Of the SVID's own roots, and of those together with its predecessor's.
     chain: Arc<dyn ClientCertVerifier>,
+    widest: Arc<dyn ClientCertVerifier>,
     trust_domain: String,
 }
 
 impl ClientVerifier {
-    /// `chain` must be a verifier that makes a client certificate mandatory.
-    pub(super) fn new(chain: Arc<dyn ClientCertVerifier>, trust_domain: &str) -> Self {
-        Self { chain, trust_domain: trust_domain.to_owned() }
+    pub(super) fn new(trust: &Trust, trust_domain: &str) -> Result<Self, rustls::Error> {
+        let chain = client_chain(trust.roots())?;
+        let widest = if trust.former.is_some() { client_chain(trust.widest())? } else { Arc::clone(&chain) };
+        Ok(Self { trust: trust.clone(), chain, widest, trust_domain: trust_domain.to_owned() })
     }
+
+    fn chain_at(&self, now: UnixTime) -> &Arc<dyn ClientCertVerifier> {
+        if Arc::ptr_eq(self.trust.roots_at(now), self.trust.roots()) { &self.chain } else { &self.widest }
+    }
+
+    /// Checks a chain as a client's.
+    pub(super) fn check_chain(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        self.chain_at(now).verify_client_cert(leaf, intermediates, now)
+    }
+}
+
+/// It makes a client certificate mandatory.
+fn client_chain(roots: &Arc<RootCertStore>) -> Result<Arc<dyn ClientCertVerifier>, rustls::Error> {
+    WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), mesh_provider())
+        .build()
+        .map_err(|error| rustls::Error::General(error.to_string()))
 }
 
 impl ClientCertVerifier for ClientVerifier {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.chain.root_hint_subjects()
+        self.widest.root_hint_subjects()
     }
 
     fn verify_client_cert(
@@ -223,9 +345,9 @@ impl ClientCertVerifier for ClientVerifier {
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
         let verified = self
-            .chain
-            .verify_client_cert(leaf, intermediates, now)
-            .map_err(|error| note_chain(leaf, error))?;
+            .check_chain(leaf, intermediates, now)
+            .map_err(|error| self.trust.note_chain(leaf, intermediates, error))?;
+        self.trust.refuse_revoked(leaf, intermediates, now)?;
         let identity = spiffe_identity(leaf).map_err(note)?;
         if identity.trust_domain() != self.trust_domain {
             return Err(note(Refused::TrustDomain { identity, trust_domain: self.trust_domain.clone() }));
@@ -264,12 +386,6 @@ thread_local! {
 fn note(refused: Refused) -> rustls::Error {
     FINDING.set(Some(refused));
     CertificateError::ApplicationVerificationFailure.into()
-}
-
-fn note_chain(leaf: &CertificateDer<'_>, error: rustls::Error) -> rustls::Error {
-    let claimed = spiffe_sans(leaf).unwrap_or_default();
-    FINDING.set(Some(Refused::Chain { claimed, source: error.clone() }));
-    error
 }
 
 fn only_tls13() -> rustls::Error {

@@ -75,3 +75,22 @@ fn all_mistakes_of_a_file_are_told_without_any_token() {
     let error = Nodes::open(&file.0).unwrap_err().to_string();
     assert!(error.contains("tokens") && error.contains("line 1"), "{error}");
 }
+
+#[test]
+fn a_token_may_have_an_end_and_its_end_is_told() {
+    let text = r#"{"nodes":[
+        {"name":"a","token":"old","expires":"2020-01-01T00:00:00Z","identities":[]},
+        {"name":"b","token":"new","expires":"2999-01-01T00:00:00+02:00","identities":["spiffe://cluster.local/ns/shop/sa/cart"]}]}"#;
+    let file = NodesFile::new("expiry", text);
+    let nodes = Nodes::open(&file.0).unwrap();
+    assert!(nodes.authenticate("old").is_none());
+    let refused = Authenticate::node(&nodes, "old").unwrap_err();
+    assert!(matches!(&refused, Refused::Expired { node, ago_s } if node == "a" && *ago_s > 0), "{refused}");
+    assert_eq!(Authenticate::node(&nodes, "none"), Err(Refused::Unknown));
+    assert_eq!(Authenticate::node(&nodes, "new").as_deref(), Ok("b"));
+    assert!(nodes.may_hold("b", &CART.parse().unwrap()));
+    assert!(!nodes.may_hold("a", &CART.parse().unwrap()));
+    let file = NodesFile::new("expiry-wrong", &text.replace("2020-01-01T00:00:00Z", "soon"));
+    let error = Nodes::open(&file.0).unwrap_err().to_string();
+    assert!(error.contains("node a") && error.contains("soon"), "{error}");
+}

@@ -1,6 +1,8 @@
+use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;
+use crate::ca::material::{CERTIFICATE, KEY, ROOTS};
 
 /// A folder of its own for each test, gone with it.
 struct Folder(PathBuf);
@@ -32,11 +34,11 @@ fn workload(names: Vec<SubjectName>) -> Leaf {
 fn the_root_is_made_once_and_found_again() {
     let folder = Folder::new("again");
     let first = Authority::create_or_load(&folder.0).unwrap();
-    assert_eq!((folder.mode(ROOT_KEY), folder.mode(ROOT_CERTIFICATE)), (0o600, 0o644));
+    assert_eq!((folder.mode(KEY), folder.mode(CERTIFICATE), folder.mode(ROOTS)), (0o600, 0o644, 0o644));
     let second = Authority::create_or_load(&folder.0).unwrap();
     assert_eq!(first.root(), second.root());
     assert_eq!(fs::read_to_string(folder.0.join(ROOT_CERTIFICATE)).unwrap(), first.root());
-    assert_eq!(fs::read_dir(&folder.0).unwrap().count(), 2, "no half-written file is left");
+    assert_eq!(fs::read_dir(&folder.0).unwrap().count(), 4, "no half-written file is left");
 }
 
 #[test]
@@ -58,32 +60,29 @@ fn a_loaded_root_still_signs_what_verifies_under_it() {
 fn a_key_without_its_certificate_gets_a_new_one() {
     let folder = Folder::new("half");
     Authority::create_or_load(&folder.0).unwrap();
-    fs::remove_file(folder.0.join(ROOT_CERTIFICATE)).unwrap();
+    let key = fs::read(folder.0.join(KEY)).unwrap();
+    fs::remove_file(folder.0.join(CERTIFICATE)).unwrap();
+    fs::remove_file(folder.0.join(ROOTS)).unwrap();
     let again = Authority::create_or_load(&folder.0).unwrap();
     assert_eq!(fs::read_to_string(folder.0.join(ROOT_CERTIFICATE)).unwrap(), again.root());
+    assert_eq!(fs::read(folder.0.join(KEY)).unwrap(), key);
 }
 
 #[test]
-fn files_that_do_not_belong_together_are_refused_by_name() {
-    let (folder, other) = (Folder::new("mixed"), Folder::new("mixed-other"));
+fn a_certificate_whose_key_is_lost_is_not_replaced() {
+    let folder = Folder::new("lost");
     Authority::create_or_load(&folder.0).unwrap();
-    Authority::create_or_load(&other.0).unwrap();
-    fs::copy(other.0.join(ROOT_CERTIFICATE), folder.0.join(ROOT_CERTIFICATE)).unwrap();
+    fs::remove_file(folder.0.join(KEY)).unwrap();
     let error = Authority::create_or_load(&folder.0).unwrap_err().to_string();
-    assert!(error.contains(ROOT_CERTIFICATE) && error.contains("another key"), "{error}");
-    fs::write(folder.0.join(ROOT_KEY), "nonsense").unwrap();
-    let error = Authority::create_or_load(&folder.0).unwrap_err().to_string();
-    assert!(error.contains(ROOT_KEY), "{error}");
-    fs::remove_file(folder.0.join(ROOT_KEY)).unwrap();
-    let error = Authority::create_or_load(&folder.0).unwrap_err();
-    assert!(matches!(error, Error::KeyMissing { .. }), "{error}");
+    assert!(error.contains(KEY) && error.contains("missing"), "{error}");
+    assert!(!folder.0.join(KEY).exists());
 }
 
 #[test]
 fn a_leaf_never_outlives_the_root_and_bad_names_are_refused() {
     let authority = Authority::ephemeral().unwrap();
     let mut leaf = workload(vec![SubjectName::Host("127.0.0.1".to_owned())]);
-    leaf.not_after = SystemTime::now() + 2 * ROOT_LIFETIME;
+    leaf.not_after = SystemTime::now() + 100 * 365 * SERVER_LIFETIME / 7;
     let (_, chain) = authority.issue_with_new_key(&leaf).unwrap();
     let (_, block) = x509_parser::pem::parse_x509_pem(chain[0].as_bytes()).unwrap();
     let (_, root) = x509_parser::pem::parse_x509_pem(chain[1].as_bytes()).unwrap();
@@ -103,4 +102,13 @@ fn every_root_has_a_name_of_its_own_and_no_key_is_printed() {
     };
     assert_ne!(subject(&a), subject(&b));
     assert!(!format!("{a:?}").contains("PRIVATE"));
+}
+
+#[test]
+fn the_servers_certificate_is_renewed_long_before_its_end() {
+    let authority = Authority::ephemeral().unwrap();
+    let made = authority.server_certificate(&["127.0.0.1".to_owned()]).unwrap();
+    assert_eq!(made.chain.len(), 1, "the roots are the client's own business");
+    let left = made.renew_at.duration_since(SystemTime::now()).unwrap();
+    assert!(left > SERVER_LIFETIME / 3 && left <= SERVER_LIFETIME / 2, "{left:?}");
 }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use proptest::collection::{btree_map, vec};
@@ -19,7 +20,7 @@ use crate::service::{
 use crate::workload::{
     ApplicationProtocol, ApplicationTunnel, HealthStatus, Locality, NetworkMode, TunnelProtocol, WorkloadType,
 };
-use crate::{Identity, NamespacedHostname, Network, NetworkAddress, Service, ServicePort, Workload};
+use crate::{Identity, NamespacedHostname, Network, NetworkAddress, Service, ServicePort, Text, Workload};
 
 fn word() -> impl Strategy<Value = String> {
     // Starts with a letter: "namespace/10.0.0.1" names an address where a gateway is written as text.
@@ -75,7 +76,11 @@ fn application_tunnel() -> impl Strategy<Value = ApplicationTunnel> {
 }
 
 fn locality() -> impl Strategy<Value = Locality> {
-    (text(), text(), text()).prop_map(|(region, zone, subzone)| Locality { region, zone, subzone })
+    (text(), text(), text()).prop_map(|(region, zone, subzone)| Locality {
+        region: region.into(),
+        zone: zone.into(),
+        subzone: subzone.into(),
+    })
 }
 
 pub(super) fn workload() -> impl Strategy<Value = Workload> {
@@ -100,29 +105,29 @@ pub(super) fn workload() -> impl Strategy<Value = Workload> {
         let (addresses, authorization_policies, services) = lists;
         Workload {
             uid: uid.as_str().into(),
-            name,
+            name: name.into(),
             identity: Identity::new(&trust_domain, &namespace, &service_account).expect("words are parts"),
-            namespace,
+            namespace: namespace.into(),
             addresses,
-            hostname,
+            hostname: hostname.into(),
             network,
             protocol,
             network_mode,
-            node,
+            node: node.into(),
             workload_type,
-            workload_name,
-            canonical_name,
-            canonical_revision,
-            cluster_id,
-            locality,
+            workload_name: workload_name.into(),
+            canonical_name: canonical_name.into(),
+            canonical_revision: canonical_revision.into(),
+            cluster_id: cluster_id.into(),
+            locality: locality.into(),
             status,
             capacity,
             native_tunnel,
             application_tunnel,
-            waypoint,
-            network_gateway,
-            authorization_policies,
-            services,
+            waypoint: waypoint.map(Arc::new),
+            network_gateway: network_gateway.map(Arc::new),
+            authorization_policies: authorization_policies.into_iter().map(Text::from).collect(),
+            services: Arc::new(services.into_iter().map(|(key, ports)| (key, ports.into())).collect()),
         }
     })
 }

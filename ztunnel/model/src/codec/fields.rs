@@ -13,7 +13,7 @@ use crate::service::{NamespacedHostname, ServicePort};
 /// Decodes every item, naming the first that fails by its index.
 pub(super) fn list<T, U>(
     name: &str,
-    items: Vec<T>,
+    items: impl IntoIterator<Item = T>,
     decode: impl Fn(T) -> Result<U, Error>,
 ) -> Result<Vec<U>, Error> {
     let located = |(index, item)| decode(item).map_err(|error| error.within(&format!("{name}[{index}]")));
@@ -30,8 +30,8 @@ where
     convert(known).ok_or_else(|| Error::new(name, format!("{known:?}"), "not supported"))
 }
 
-pub(super) fn text_or(text: String, default: &str) -> String {
-    if text.is_empty() { default.to_owned() } else { text }
+pub(super) fn text_or<'a>(text: &'a str, default: &'a str) -> &'a str {
+    if text.is_empty() { default } else { text }
 }
 
 pub(super) fn ip(bytes: &[u8]) -> Result<IpAddr, Error> {

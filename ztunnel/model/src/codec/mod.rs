@@ -10,6 +10,7 @@
 #[cfg(test)]
 mod arbitrary;
 mod fields;
+pub mod interner;
 pub mod located;
 pub mod policy;
 pub mod proto;
@@ -19,7 +20,11 @@ pub mod static_config;
 mod tests;
 pub mod workload;
 
+use std::sync::Arc;
+
 use prost::Message;
+
+pub use interner::Interner;
 
 use crate::{Service, Workload};
 
@@ -64,19 +69,24 @@ impl Error {
 /// One resource of the address type.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
-    Workload(Box<Workload>),
-    Service(Box<Service>),
+    Workload(Arc<Workload>),
+    Service(Arc<Service>),
 }
 
 impl Address {
     pub fn decode(bytes: &[u8]) -> Result<Self, Error> {
+        Self::decode_sharing(bytes, &mut Interner::default())
+    }
+
+    /// What the resource has in common with others that were decoded with the same interner, it shares with them.
+    pub fn decode_sharing(bytes: &[u8], interner: &mut Interner) -> Result<Self, Error> {
         let message = proto::workload::Address::decode(bytes).map_err(|error| undecodable(bytes, &error))?;
         match message.r#type {
             Some(proto::workload::address::Type::Workload(message)) => {
-                Ok(Self::Workload(Box::new(workload::from_proto(message)?)))
+                Ok(Self::Workload(Arc::new(workload::from_proto(message, interner)?)))
             }
             Some(proto::workload::address::Type::Service(message)) => {
-                Ok(Self::Service(Box::new(service::from_proto(message)?)))
+                Ok(Self::Service(Arc::new(service::from_proto(message)?)))
             }
             None => Err(Error::new("type", "absent", "an address is a workload or a service")),
         }

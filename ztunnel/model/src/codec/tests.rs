@@ -11,13 +11,28 @@ proptest! {
 
     #[test]
     fn workloads_survive_the_wire(workload in arbitrary::workload()) {
-        let address = Address::Workload(Box::new(workload));
+        let address = Address::Workload(std::sync::Arc::new(workload));
         prop_assert_eq!(Address::decode(&address.encode()), Ok(address));
     }
 
     #[test]
+    fn what_is_shared_is_what_was_sent(
+        workloads in vec(arbitrary::workload(), 1..4),
+        order in vec(any::<proptest::sample::Index>(), 1..12),
+    ) {
+        let mut interner = Interner::default();
+        for index in order {
+            let mut workload = index.get(&workloads).clone();
+            // Neighbours say nearly the same.
+            workload.services = workloads[0].services.iter().take(order_of(&workload)).map(|(key, ports)| (key.clone(), ports.clone())).collect::<crate::workload::Memberships>().into();
+            let address = Address::Workload(workload.into());
+            prop_assert_eq!(Address::decode_sharing(&address.encode(), &mut interner), Ok(address));
+        }
+    }
+
+    #[test]
     fn services_survive_the_wire(service in arbitrary::service()) {
-        let address = Address::Service(Box::new(service));
+        let address = Address::Service(std::sync::Arc::new(service));
         prop_assert_eq!(Address::decode(&address.encode()), Ok(address));
     }
 
@@ -42,6 +57,15 @@ proptest! {
         let _ = Address::decode(&bytes);
         let _ = policy::decode(&bytes);
     }
+}
+
+/// Some small number that a workload has.
+fn order_of(workload: &Workload) -> usize {
+    workload.name.len() % 4
+}
+
+fn read(message: wire::Workload) -> Result<Workload, Error> {
+    workload::from_proto(message, &mut Interner::default())
 }
 
 /// Two resources of one key or of one address are refused; that is not what is tried here.
@@ -95,11 +119,11 @@ fn a_gateway(destination: Option<wire::gateway_address::Destination>) -> wire::G
 
 #[test]
 fn defaults_are_filled_in() {
-    let workload = workload::from_proto(a_workload()).expect("a minimal workload");
+    let workload = read(a_workload()).expect("a minimal workload");
     assert_eq!(workload.identity.to_string(), "spiffe://cluster.local/ns/shop/sa/default");
     assert_eq!((workload.cluster_id.as_str(), workload.capacity), ("Kubernetes", 1));
     let never = wire::Workload { capacity: Some(0), ..a_workload() };
-    assert_eq!(workload::from_proto(never).expect("zero is a weight").capacity, 0);
+    assert_eq!(read(never).expect("zero is a weight").capacity, 0);
     let service = service::from_proto(a_service()).expect("a minimal service");
     assert_eq!(service.load_balancing, None);
 }
@@ -108,7 +132,7 @@ fn defaults_are_filled_in() {
 fn v4_mapped_addresses_become_ipv4() {
     let mapped = |last: u8| [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 0, 0, last];
     let workload = wire::Workload { addresses: vec![mapped(7).to_vec()], ..a_workload() };
-    let workload = workload::from_proto(workload).expect("16 bytes");
+    let workload = read(workload).expect("16 bytes");
     assert_eq!(workload.addresses, ["10.0.0.7".parse::<std::net::IpAddr>().expect("an address")]);
     let range = security::Address { address: mapped(0).to_vec(), length: 120 };
     let one = security::Match { source_ips: vec![range], ..Default::default() };
@@ -202,7 +226,7 @@ fn bad_workloads_are_refused_by_field_and_value() {
             "services[\"shop/cart\"].ports[0].target_port: 70000: ",
         ),
     ] {
-        let error = workload::from_proto(bad).expect_err(expected).to_string();
+        let error = read(bad).expect_err(expected).to_string();
         assert!(error.starts_with(expected), "{error} does not start with {expected}");
     }
 }

@@ -1,28 +1,27 @@
 //! `istio.workload.Workload` and the model's `Workload`.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use super::interner::Interner;
 use super::proto::workload as proto;
 use super::{
     DEFAULT_CAPACITY, DEFAULT_CLUSTER, DEFAULT_SERVICE_ACCOUNT, DEFAULT_TRUST_DOMAIN, Error, fields,
 };
-use crate::address::Network;
 use crate::identity::Identity;
-use crate::service::{NamespacedHostname, ServicePort};
+use crate::service::{GatewayAddress, NamespacedHostname, ServicePort};
+use crate::text::Text;
 use crate::workload::{
-    ApplicationProtocol, ApplicationTunnel, HealthStatus, Locality, NetworkMode, TunnelProtocol, Workload,
-    WorkloadType, WorkloadUid,
+    ApplicationProtocol, ApplicationTunnel, HealthStatus, Locality, Memberships, NetworkMode, TunnelProtocol,
+    Workload, WorkloadType, WorkloadUid,
 };
 
-pub fn from_proto(message: proto::Workload) -> Result<Workload, Error> {
+pub fn from_proto(message: proto::Workload, interner: &mut Interner) -> Result<Workload, Error> {
     if message.uid.is_empty() {
         return Err(Error::new("uid", "\"\"", "a workload has a uid"));
     }
-    let gateway = |name: &str, message: Option<proto::GatewayAddress>| {
-        message.map(fields::gateway).transpose().map_err(|error| error.within(name))
-    };
     Ok(Workload {
-        identity: identity(&message)?,
+        identity: identity(&message, interner)?,
         addresses: fields::list("addresses", message.addresses, |bytes| fields::ip(&bytes))?,
         protocol: fields::enumeration("tunnel_protocol", message.tunnel_protocol, |value| match value {
             proto::TunnelProtocol::None => Some(TunnelProtocol::Tcp),
@@ -48,33 +47,33 @@ pub fn from_proto(message: proto::Workload) -> Result<Workload, Error> {
             .map(application_tunnel)
             .transpose()
             .map_err(|error| error.within("application_tunnel"))?,
-        waypoint: gateway("waypoint", message.waypoint)?,
-        network_gateway: gateway("network_gateway", message.network_gateway)?,
-        services: services(message.services)?,
+        waypoint: gateway("waypoint", message.waypoint, interner)?,
+        network_gateway: gateway("network_gateway", message.network_gateway, interner)?,
+        services: interner.memberships(&message.services, || services(&message.services))?,
         uid: WorkloadUid::from(message.uid.as_str()),
-        name: message.name,
-        namespace: message.namespace,
-        hostname: message.hostname,
-        network: Network::from(message.network.as_str()),
-        node: message.node,
-        workload_name: message.workload_name,
-        canonical_name: message.canonical_name,
-        canonical_revision: message.canonical_revision,
-        cluster_id: fields::text_or(message.cluster_id, DEFAULT_CLUSTER),
-        locality: message.locality.map(locality).unwrap_or_default(),
+        name: message.name.into(),
+        namespace: interner.text(&message.namespace),
+        hostname: interner.text(&message.hostname),
+        network: interner.network(&message.network),
+        node: interner.text(&message.node),
+        workload_name: interner.text(&message.workload_name),
+        canonical_name: interner.text(&message.canonical_name),
+        canonical_revision: interner.text(&message.canonical_revision),
+        cluster_id: interner.text(fields::text_or(&message.cluster_id, DEFAULT_CLUSTER)),
+        locality: locality(&message.locality.unwrap_or_default(), interner),
         capacity: message.capacity.unwrap_or(DEFAULT_CAPACITY),
         native_tunnel: message.native_tunnel,
-        authorization_policies: message.authorization_policies,
+        authorization_policies: interner.names(&message.authorization_policies),
     })
 }
 
 pub fn to_proto(workload: &Workload) -> proto::Workload {
     proto::Workload {
         uid: workload.uid.to_string(),
-        name: workload.name.clone(),
-        namespace: workload.namespace.clone(),
+        name: workload.name.to_string(),
+        namespace: workload.namespace.to_string(),
         addresses: workload.addresses.iter().copied().map(fields::ip_bytes).collect(),
-        hostname: workload.hostname.clone(),
+        hostname: workload.hostname.to_string(),
         network: workload.network.to_string(),
         tunnel_protocol: match workload.protocol {
             TunnelProtocol::Tcp => proto::TunnelProtocol::None,
@@ -83,11 +82,11 @@ pub fn to_proto(workload: &Workload) -> proto::Workload {
         .into(),
         trust_domain: workload.identity.trust_domain().to_owned(),
         service_account: workload.identity.service_account().to_owned(),
-        waypoint: workload.waypoint.as_ref().map(fields::gateway_proto),
-        network_gateway: workload.network_gateway.as_ref().map(fields::gateway_proto),
-        node: workload.node.clone(),
-        canonical_name: workload.canonical_name.clone(),
-        canonical_revision: workload.canonical_revision.clone(),
+        waypoint: workload.waypoint.as_deref().map(fields::gateway_proto),
+        network_gateway: workload.network_gateway.as_deref().map(fields::gateway_proto),
+        node: workload.node.to_string(),
+        canonical_name: workload.canonical_name.to_string(),
+        canonical_revision: workload.canonical_revision.to_string(),
         workload_type: match workload.workload_type {
             WorkloadType::Deployment => proto::WorkloadType::Deployment,
             WorkloadType::CronJob => proto::WorkloadType::Cronjob,
@@ -95,17 +94,17 @@ pub fn to_proto(workload: &Workload) -> proto::Workload {
             WorkloadType::Job => proto::WorkloadType::Job,
         }
         .into(),
-        workload_name: workload.workload_name.clone(),
+        workload_name: workload.workload_name.to_string(),
         native_tunnel: workload.native_tunnel,
         application_tunnel: workload.application_tunnel.as_ref().map(application_tunnel_proto),
         services: workload.services.iter().map(endpoint_proto).collect(),
-        authorization_policies: workload.authorization_policies.clone(),
+        authorization_policies: workload.authorization_policies.iter().map(Text::to_string).collect(),
         status: match workload.status {
             HealthStatus::Healthy => proto::WorkloadStatus::Healthy,
             HealthStatus::Unhealthy => proto::WorkloadStatus::Unhealthy,
         }
         .into(),
-        cluster_id: workload.cluster_id.clone(),
+        cluster_id: workload.cluster_id.to_string(),
         locality: Some(locality_proto(&workload.locality)),
         network_mode: match workload.network_mode {
             NetworkMode::Standard => proto::NetworkMode::Standard,
@@ -117,15 +116,23 @@ pub fn to_proto(workload: &Workload) -> proto::Workload {
     }
 }
 
-fn identity(message: &proto::Workload) -> Result<Identity, Error> {
-    let or = |text: &str, default: &str| fields::text_or(text.to_owned(), default);
-    let trust_domain = or(&message.trust_domain, DEFAULT_TRUST_DOMAIN);
-    let service_account = or(&message.service_account, DEFAULT_SERVICE_ACCOUNT);
-    Identity::new(&trust_domain, &message.namespace, &service_account).map_err(|error| {
+fn gateway(
+    name: &str,
+    message: Option<proto::GatewayAddress>,
+    interner: &mut Interner,
+) -> Result<Option<Arc<GatewayAddress>>, Error> {
+    let gateway = message.map(fields::gateway).transpose().map_err(|error| error.within(name))?;
+    Ok(gateway.map(|gateway| interner.gateway(gateway)))
+}
+
+fn identity(message: &proto::Workload, interner: &mut Interner) -> Result<Identity, Error> {
+    let trust_domain = fields::text_or(&message.trust_domain, DEFAULT_TRUST_DOMAIN);
+    let service_account = fields::text_or(&message.service_account, DEFAULT_SERVICE_ACCOUNT);
+    interner.identity(trust_domain, &message.namespace, service_account).map_err(|error| {
         let parts = [
-            ("trust_domain", &trust_domain),
+            ("trust_domain", trust_domain),
             ("namespace", &message.namespace),
-            ("service_account", &service_account),
+            ("service_account", service_account),
         ];
         let (field, value) = parts
             .into_iter()
@@ -135,23 +142,21 @@ fn identity(message: &proto::Workload) -> Result<Identity, Error> {
     })
 }
 
-fn services(
-    message: std::collections::HashMap<String, proto::PortList>,
-) -> Result<BTreeMap<NamespacedHostname, Vec<ServicePort>>, Error> {
+pub(super) fn services(message: &BTreeMap<String, proto::PortList>) -> Result<Memberships, Error> {
     let mut services = BTreeMap::new();
     for (name, list) in message {
         let field = format!("services[{name:?}]");
         let key = name
             .parse::<NamespacedHostname>()
             .map_err(|_| Error::new(field.as_str(), format!("{name:?}"), "expected NAMESPACE/HOSTNAME"))?;
-        let ports =
-            fields::list("ports", list.ports, fields::service_port).map_err(|error| error.within(&field))?;
-        services.insert(key, ports);
+        let ports = fields::list("ports", list.ports.iter().copied(), fields::service_port)
+            .map_err(|error| error.within(&field))?;
+        services.insert(key, ports.into());
     }
     Ok(services)
 }
 
-fn endpoint_proto((key, ports): (&NamespacedHostname, &Vec<ServicePort>)) -> (String, proto::PortList) {
+fn endpoint_proto((key, ports): (&NamespacedHostname, &Arc<[ServicePort]>)) -> (String, proto::PortList) {
     (key.to_string(), proto::PortList { ports: ports.iter().map(fields::service_port_proto).collect() })
 }
 
@@ -174,14 +179,14 @@ fn application_tunnel_proto(tunnel: &ApplicationTunnel) -> proto::ApplicationTun
     proto::ApplicationTunnel { protocol: protocol.into(), port: tunnel.port.unwrap_or(0).into() }
 }
 
-fn locality(message: proto::Locality) -> Locality {
-    Locality { region: message.region, zone: message.zone, subzone: message.subzone }
+fn locality(message: &proto::Locality, interner: &mut Interner) -> Arc<Locality> {
+    interner.locality(&message.region, &message.zone, &message.subzone)
 }
 
 fn locality_proto(locality: &Locality) -> proto::Locality {
     proto::Locality {
-        region: locality.region.clone(),
-        zone: locality.zone.clone(),
-        subzone: locality.subzone.clone(),
+        region: locality.region.to_string(),
+        zone: locality.zone.to_string(),
+        subzone: locality.subzone.to_string(),
     }
 }

@@ -7,7 +7,7 @@ use ztunnel_model::IdentitySet;
 
 use super::*;
 use crate::hbone::HANDSHAKE_DEADLINE;
-use crate::hbone::server::{self, Incoming};
+use crate::hbone::server::{self, Incoming, Signals};
 use crate::tls::test_ca::{Leaf, TestCa, identity};
 
 const CART: &str = "spiffe://cluster.local/ns/shop/sa/cart";
@@ -19,6 +19,7 @@ struct Bed {
     key: Key,
     ca: TestCa,
     svid: Rc<tls::svid::Svid>,
+    bank: Rc<tls::svid::Svid>,
     dials: Rc<Cell<usize>>,
 }
 
@@ -39,16 +40,18 @@ impl Bed {
         let (svid, bank) = (Rc::new(ca.svid_trusting(&leaf, &[])), Rc::new(ca.svid(BANK)));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback can be bound");
         let addr = listener.local_addr().expect("a bound listener has an address");
+        let answering = bank.clone();
         tokio::task::spawn_local(async move {
             while let Ok((tcp, _)) = listener.accept().await {
-                let bank = bank.clone();
+                let bank = answering.clone();
                 tokio::task::spawn_local(async move {
-                    let (tls, _) = tls::server::accept(&bank, tcp, HANDSHAKE_DEADLINE).await.expect("good");
-                    let never = CancellationToken::new();
+                    let Ok((tls, _)) = tls::server::accept(&bank, tcp, HANDSHAKE_DEADLINE).await else {
+                        return;
+                    };
                     let answer = |incoming: Incoming| async move {
                         drop(incoming.accept(http::HeaderMap::new()));
                     };
-                    let _ = server::serve(tls, &settings(100), never.clone(), never, answer).await;
+                    let _ = server::serve(tls, &settings(100), Signals::default(), answer).await;
                 });
             }
         });
@@ -58,6 +61,7 @@ impl Bed {
             key: Key { hop, source: addr.ip() },
             ca,
             svid,
+            bank,
             dials: Rc::default(),
         }
     }
@@ -160,4 +164,47 @@ fn a_tunnel_takes_no_stream_beyond_its_certificate() {
         assert!(renewed.is_valid());
         assert_eq!(bed.dials.get(), 2, "the old tunnel was not used");
     });
+}
+
+#[tokio::test]
+async fn a_tunnel_whose_peer_is_revoked_is_dropped_and_says_why() {
+    LocalSet::new()
+        .run_until(async {
+            let bed = Bed::new(2, later()).await;
+            let hold = bed.stream().await.expect("a tunnel");
+            let peer = bed.bank.serial();
+            assert!(hold.revoked().is_none());
+            bed.ca.1.deliver(&bed.ca.crl(&[&peer])).expect("a CRL");
+            let told = async {
+                while hold.revoked().is_none() {
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(2), told).await.expect("soon");
+            let error = hold.connect("10.0.0.1:80", http::HeaderMap::new()).await.err().expect("it is gone");
+            assert!(matches!(error, client::Error::Revoked(_)), "{error}");
+            assert!(bed.stream().await.is_err(), "no other is made with a revoked peer");
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_server_cuts_the_tunnel_of_a_revoked_client_at_once() {
+    LocalSet::new()
+        .run_until(async {
+            let bed = Bed::new(2, later()).await;
+            let connected =
+                bed.stream().await.expect("a tunnel").connect("10.0.0.1:80", http::HeaderMap::new());
+            let connected = connected.await.expect("answered");
+            bed.ca.1.deliver(&bed.ca.crl(&[&bed.svid.serial()])).expect("a CRL");
+            // Only the server judges the client's certificate.
+            let closed = async {
+                while !bed.pool.entries.borrow()[&bed.key].tunnels[0].is_closed() {
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(2), closed).await.expect("soon");
+            assert!(connected.hold.revoked().is_none());
+        })
+        .await;
 }

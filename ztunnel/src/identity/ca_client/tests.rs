@@ -20,7 +20,11 @@ fn config() -> Config {
 }
 
 async fn failure(config: Config) -> String {
-    CaClient::new(config).fetch(&identity(CART)).await.expect_err("there is no CA").to_string()
+    CaClient::new(config, Revocations::default())
+        .fetch(&identity(CART))
+        .await
+        .expect_err("there is no CA")
+        .to_string()
 }
 
 #[test]

@@ -1,5 +1,8 @@
-use std::sync::atomic::AtomicBool;
+use std::collections::HashSet;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 
+use super::held::MOST_PREFETCHED;
 use super::*;
 use crate::tls::test_ca::{Leaf, TestCa, identity};
 
@@ -11,6 +14,8 @@ struct FakeCa {
     ca: TestCa,
     lifetime: Duration,
     broken: AtomicBool,
+    /// Answers as an unreachable CA does.
+    away: AtomicBool,
     /// While closed, requests hang.
     open: tokio::sync::watch::Sender<bool>,
     running: AtomicUsize,
@@ -24,6 +29,7 @@ impl FakeCa {
             ca: TestCa::new("root"),
             lifetime,
             broken: AtomicBool::new(false),
+            away: AtomicBool::new(false),
             open: tokio::sync::watch::Sender::new(true),
             running: AtomicUsize::new(0),
             most_running: AtomicUsize::new(0),
@@ -47,6 +53,13 @@ impl Issuer for Arc<FakeCa> {
             let path = "(broken on purpose)".to_owned();
             return Err(ca_client::Error::Token { path, reason: "the test says so".to_owned() });
         }
+        if self.away.load(Ordering::SeqCst) {
+            return Err(ca_client::Error::Refused {
+                address: "(away)".to_owned(),
+                identity: identity.clone(),
+                status: Box::new(tonic::Status::unavailable("away")),
+            });
+        }
         let not_before = SystemTime::now();
         let leaf = Leaf { not_before, not_after: not_before + self.lifetime, ..Leaf::of(identity) };
         Ok(self.ca.svid_trusting(&leaf, &[]))
@@ -60,7 +73,7 @@ struct Running {
 }
 
 fn run(ca: &Arc<FakeCa>, grace: Duration) -> Running {
-    let (mut manager, handle) = Manager::with_issuer(Arc::clone(ca));
+    let (mut manager, handle) = Manager::with_issuer(Arc::clone(ca), ca.ca.1.clone());
     manager.grace = grace;
     let stop = CancellationToken::new();
     Running { handle, stop: stop.clone(), worker: tokio::spawn(manager.run(stop)) }
@@ -207,4 +220,66 @@ async fn holders_are_told_when_the_manager_stops() {
     assert!(matches!(waiter.await.expect("no panic"), Err(Unavailable::Stopped { .. })));
     let late = running.handle.pod_svid(identity("spiffe://cluster.local/ns/shop/sa/late"));
     assert!(matches!(late.wait(DEADLINE).await, Err(Unavailable::Stopped { .. })));
+}
+
+#[tokio::test]
+async fn wanted_identities_are_fetched_ahead_and_forgotten_when_no_longer_wanted() {
+    let ca = FakeCa::new(Duration::from_secs(3600));
+    let running = run(&ca, Duration::from_millis(20));
+    let bank = identity("spiffe://cluster.local/ns/shop/sa/bank");
+    running.handle.prefetch(&HashSet::from([identity(CART), bank.clone()]));
+    until("both are there", || running.handle.ends().len() == 2).await;
+    let pod = running.handle.pod_svid(identity(CART));
+    pod.current(SystemTime::now()).expect("there before the pod");
+    assert_eq!(ca.requests(), 2);
+    running.handle.prefetch(&HashSet::new());
+    until("the one without a pod is forgotten", || running.handle.counters().held == 1).await;
+    assert!(running.handle.ends().iter().all(|(name, _)| name == CART));
+    running.handle.prefetch(&HashSet::from([identity(CART)]));
+    drop(pod);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(running.handle.counters().held, 1, "kept while it is wanted");
+    assert_eq!(ca.requests(), 2);
+    let many = (0..2 * MOST_PREFETCHED).map(|n| identity(&format!("spiffe://cluster.local/ns/x/sa/a{n}")));
+    running.handle.prefetch(&many.collect());
+    assert!(running.handle.counters().held <= MOST_PREFETCHED as u64 + 1);
+}
+
+#[tokio::test]
+async fn a_revoked_certificate_of_our_own_is_replaced() {
+    let ca = FakeCa::new(Duration::from_secs(3600));
+    let running = run(&ca, GRACE);
+    let pod = running.handle.pod_svid(identity(CART));
+    let first = pod.wait(DEADLINE).await.expect("a certificate");
+    ca.ca.1.deliver(&ca.ca.crl(&[&first.serial()])).expect("a CRL");
+    until("replaced", || pod.current(SystemTime::now()).is_ok_and(|svid| !Arc::ptr_eq(&svid, &first))).await;
+    assert_eq!(running.handle.counters().revoked, 1);
+    assert!(pod.current(SystemTime::now()).expect("a certificate").revoked().is_ok());
+    assert_eq!(ca.requests(), 2);
+}
+
+#[tokio::test]
+async fn when_the_ca_answers_one_all_that_were_put_off_try_again_soon() {
+    let ca = FakeCa::new(Duration::from_secs(3600));
+    ca.away.store(true, Ordering::SeqCst);
+    let (mut manager, handle) = Manager::with_issuer(Arc::clone(&ca), ca.ca.1.clone());
+    manager.grace = GRACE;
+    let name = |n: usize| identity(&format!("spiffe://cluster.local/ns/shop/sa/app-{n}"));
+    let pods: Vec<_> = (0..5).map(|n| handle.pod_svid(name(n))).collect();
+    let now = SystemTime::now();
+    manager.follow_table(now);
+    for pod in &pods {
+        for _ in 0..9 {
+            let task = manager.tasks.get_mut(pod.identity()).expect("it is in the table");
+            (task.in_flight, task.outage) = (false, true);
+            task.schedule.failed(now, 0.5);
+        }
+    }
+    assert!(manager.tasks.values().all(|task| task.schedule.wait(now) > Duration::from_secs(100)));
+    ca.away.store(false, Ordering::SeqCst);
+    let svid = ca.fetch(pods[0].identity()).await;
+    manager.settle(pods[0].identity(), svid);
+    let late = manager.tasks.values().filter(|task| task.validity.is_none());
+    let waits: Vec<_> = late.map(|task| task.schedule.wait(SystemTime::now())).collect();
+    assert!(waits.len() == 4 && waits.iter().all(|wait| *wait <= Duration::from_secs(1)), "{waits:?}");
 }

@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tracing::{Level, event};
-use ztunnel_model::{Identity, Service, Workload};
+use ztunnel_model::{Identity, Service, Workload, WorkloadUid};
 
 use super::Metrics;
 
@@ -245,6 +245,31 @@ impl HandshakeFailed {
                 error = self.error.as_str(),
                 suppressed_before = (suppressed > 0).then_some(suppressed),
                 "inbound handshake failed"
+            );
+        }
+    }
+}
+
+/// A workload of this node names a policy that is not known. Told when it begins, before any connection is refused for
+/// it, within a budget of lines.
+/// [`Metrics::policies_missing`] says how many there are.
+#[derive(Clone, Debug)]
+pub struct PolicyMissing<'a> {
+    pub workload: &'a WorkloadUid,
+    pub policy: &'a str,
+}
+
+impl PolicyMissing<'_> {
+    pub fn emit(&self, metrics: &Metrics) {
+        if let Some(suppressed) = metrics.policy_lines.take() {
+            event!(
+                target: "ztunnel::state",
+                parent: None,
+                Level::WARN,
+                workload = self.workload.as_str(),
+                policy = self.policy,
+                suppressed_before = (suppressed > 0).then_some(suppressed),
+                "policy is not known: nothing reaches the workload until it comes"
             );
         }
     }

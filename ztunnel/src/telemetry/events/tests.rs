@@ -1,5 +1,4 @@
-use std::collections::BTreeMap;
-
+use ztunnel_model::Text;
 use ztunnel_model::service::{IpFamilies, Visibility};
 use ztunnel_model::workload::{
     HealthStatus, Locality, NetworkMode, TunnelProtocol, WorkloadType, WorkloadUid,
@@ -15,29 +14,29 @@ fn identity(service_account: &str) -> Identity {
 fn workload(name: &str) -> Arc<Workload> {
     Arc::new(Workload {
         uid: WorkloadUid::from(name),
-        name: format!("{name}-0"),
-        namespace: "shop".to_owned(),
+        name: format!("{name}-0").into(),
+        namespace: "shop".into(),
         identity: identity(name),
         addresses: Vec::new(),
-        hostname: String::new(),
+        hostname: Text::default(),
         network: "".into(),
         protocol: TunnelProtocol::Hbone,
         network_mode: NetworkMode::Standard,
-        node: String::new(),
+        node: Text::default(),
         workload_type: WorkloadType::Deployment,
-        workload_name: name.to_owned(),
-        canonical_name: format!("{name}-app"),
-        canonical_revision: "v1".to_owned(),
-        cluster_id: "c1".to_owned(),
-        locality: Locality { region: "r1".to_owned(), ..Locality::default() },
+        workload_name: name.into(),
+        canonical_name: format!("{name}-app").into(),
+        canonical_revision: "v1".into(),
+        cluster_id: "c1".into(),
+        locality: Arc::new(Locality { region: "r1".into(), ..Locality::default() }),
         status: HealthStatus::Healthy,
         capacity: 1,
         native_tunnel: false,
         application_tunnel: None,
         waypoint: None,
         network_gateway: None,
-        authorization_policies: Vec::new(),
-        services: BTreeMap::new(),
+        authorization_policies: Arc::default(),
+        services: Arc::default(),
     })
 }
 

@@ -8,7 +8,7 @@ const BANK: &str = "spiffe://cluster.local/ns/shop/sa/bank";
 fn answer(issuer: &TestCa, leaf: &Leaf, rest: &[String]) -> Result<Svid, Error> {
     let (key, pem) = issuer.leaf(leaf);
     let chain: Vec<String> = [pem].into_iter().chain(rest.iter().cloned()).collect();
-    Svid::new(&identity(CART), SecretKey::from_pkcs8_der(key), &chain)
+    Svid::new(&identity(CART), SecretKey::from_pkcs8_der(key), &chain, &Revocations::default())
 }
 
 fn good() -> Leaf {
@@ -45,11 +45,21 @@ fn a_key_that_is_not_the_leafs_is_refused() {
     let ca = TestCa::new("root");
     let (other_key, _) = ca.leaf(&good());
     let (_, leaf) = ca.leaf(&good());
-    let error = Svid::new(&identity(CART), SecretKey::from_pkcs8_der(other_key), &[leaf.clone(), ca.pem()])
-        .expect_err("the key of another leaf");
+    let error = Svid::new(
+        &identity(CART),
+        SecretKey::from_pkcs8_der(other_key),
+        &[leaf.clone(), ca.pem()],
+        &Revocations::default(),
+    )
+    .expect_err("the key of another leaf");
     assert!(matches!(error, Error::WrongKey { .. }), "{error}");
-    let error = Svid::new(&identity(CART), SecretKey::from_pkcs8_der(vec![1, 2, 3]), &[leaf, ca.pem()])
-        .expect_err("no key at all");
+    let error = Svid::new(
+        &identity(CART),
+        SecretKey::from_pkcs8_der(vec![1, 2, 3]),
+        &[leaf, ca.pem()],
+        &Revocations::default(),
+    )
+    .expect_err("no key at all");
     assert!(matches!(error, Error::WrongKey { .. }), "{error}");
 }
 
@@ -76,7 +86,8 @@ fn a_certificate_for_one_role_alone_is_refused() {
 fn an_answer_needs_a_leaf_and_roots() {
     let ca = TestCa::new("root");
     let (key, _) = ca.leaf(&good());
-    let error = Svid::new(&identity(CART), SecretKey::from_pkcs8_der(key), &[]).expect_err("nothing");
+    let error = Svid::new(&identity(CART), SecretKey::from_pkcs8_der(key), &[], &Revocations::default())
+        .expect_err("nothing");
     assert!(matches!(error, Error::TooFewEntries(0)), "{error}");
     let error = answer(&ca, &good(), &[]).expect_err("no roots");
     assert!(matches!(error, Error::TooFewEntries(1)), "{error}");
@@ -102,8 +113,13 @@ fn only_the_first_block_of_an_entry_counts() {
     let intermediate = ca.intermediate("intermediate");
     let (key, leaf) = intermediate.leaf(&good());
     let joined = format!("{leaf}{}", intermediate.pem());
-    let error = Svid::new(&identity(CART), SecretKey::from_pkcs8_der(key), &[joined, ca.pem()])
-        .expect_err("the second block of the leaf's entry is not an intermediate");
+    let error = Svid::new(
+        &identity(CART),
+        SecretKey::from_pkcs8_der(key),
+        &[joined, ca.pem()],
+        &Revocations::default(),
+    )
+    .expect_err("the second block of the leaf's entry is not an intermediate");
     assert!(matches!(error, Error::Chain { .. }), "{error}");
 }
 

@@ -18,13 +18,26 @@ use super::{Document, Mistake};
 /// So many mistakes in one value are enough; the time that the passes take grows with their square.
 const MAX_MISTAKES: usize = 1000;
 
+/// What becomes of a key that the type does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum UnknownKeys {
+    Refused,
+    Ignored,
+}
+
 pub(super) fn decode<T: DeserializeOwned>(
     document: &Document,
     root: NodeId,
+    unknown_keys: UnknownKeys,
     mistakes: &mut Vec<Mistake>,
 ) -> Option<T> {
-    let mut reading =
-        Reading { document, aside: HashSet::new(), filled: Vec::new(), unknown: RefCell::default() };
+    let mut reading = Reading {
+        document,
+        unknown_keys,
+        aside: HashSet::new(),
+        filled: Vec::new(),
+        unknown: RefCell::default(),
+    };
     let known = mistakes.len();
     while !reading.is_aside(root) && mistakes.len() - known < MAX_MISTAKES {
         let outcome = T::deserialize(Value { reading: &reading, id: root });
@@ -44,6 +57,7 @@ pub(super) fn decode<T: DeserializeOwned>(
 
 pub(super) struct Reading<'d> {
     document: &'d Document,
+    unknown_keys: UnknownKeys,
     aside: HashSet<NodeId>,
     /// Required keys of mappings that are missing, or whose values are set aside.
     filled: Vec<(NodeId, &'static str)>,
@@ -116,6 +130,8 @@ impl<'d> Reading<'d> {
     }
 
     pub(super) fn unknown_key(&self, entry: &Entry, reason: String) {
-        self.unknown.borrow_mut().push((entry.value, entry.position, reason));
+        if self.unknown_keys == UnknownKeys::Refused {
+            self.unknown.borrow_mut().push((entry.value, entry.position, reason));
+        }
     }
 }

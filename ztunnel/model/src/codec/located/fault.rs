@@ -39,7 +39,36 @@ impl Fault {
 }
 
 pub(super) fn unknown_key(key: &str, known: &[&str]) -> String {
-    format!("unknown key {key:?} (known: {})", known.join(", "))
+    let nearest = nearest(key, known).map(|known| format!("; is it {known:?}?")).unwrap_or_default();
+    format!("unknown key {key:?} (known: {}){nearest}", known.join(", "))
+}
+
+/// The known key that may have been meant: one that differs in case only, or in one of about three letters.
+pub(super) fn nearest<'k>(key: &str, known: &[&'k str]) -> Option<&'k str> {
+    let key = key.to_lowercase();
+    let distance = |known: &&&str| distance(&key, &known.to_lowercase());
+    let best = known.iter().min_by_key(distance)?;
+    (distance(&best) <= key.chars().count().div_ceil(3)).then_some(*best)
+}
+
+/// The number of letters to insert, remove or replace.
+fn distance(a: &str, b: &str) -> usize {
+    // Nobody means a known key by a text as long as this, and the time grows with the square.
+    const LONGEST: usize = 64;
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    if a.len() > LONGEST || b.len() > LONGEST {
+        return usize::MAX;
+    }
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (line, letter) in a.iter().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], line + 1);
+        for (column, other) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(letter != other);
+            diagonal = row[column + 1];
+            row[column + 1] = replaced.min(diagonal + 1).min(row[column] + 1);
+        }
+    }
+    row[b.len()]
 }
 
 impl fmt::Display for Fault {

@@ -2,7 +2,7 @@
 //!
 //! A document is a tree whose nodes know their place. Parts of it are decoded with serde; a part that fails is named and
 //! set aside, and decoding goes on behind it, so one run finds every wrong value, missing key and unknown key. Stricter
-//! than YAML where YAML surprises: one document, no anchors, aliases or tags, no key twice, no number or `null` where a
+//! than YAML where YAML surprises: one document (unless several are asked for), no anchors, aliases or tags, no key twice, no number or `null` where a
 //! text belongs.
 //!
 //! Built on the events of `saphyr-parser`. The trees and serde front ends of YAML that were tried stop at the first
@@ -17,6 +17,7 @@ mod fault;
 mod filling;
 mod key;
 mod scalar;
+mod split;
 mod tree;
 mod value;
 
@@ -25,6 +26,7 @@ use std::fmt;
 
 use serde::de::DeserializeOwned;
 
+use decode::UnknownKeys;
 use tree::{Kind, NodeId, Position, Tree};
 
 /// One mistake and its place. Lines and columns count from 1.
@@ -66,6 +68,16 @@ impl Document {
     /// Parses YAML, of which JSON is a part. An empty text is an empty mapping. What makes the text no document at all
     /// is the error; other mistakes come with the first list, key check or decoding.
     pub fn parse(text: &str, file: &str) -> Result<Self, Mistake> {
+        Self::parse_at(text, file, 0)
+    }
+
+    /// Parses each document of a text; those that hold nothing are left out. A document that is none does not hide the
+    /// others.
+    pub fn parse_all(text: &str, file: &str) -> Vec<Result<Self, Mistake>> {
+        split::split(text).map(|(before, text)| Self::parse_at(text, file, before)).collect()
+    }
+
+    fn parse_at(text: &str, file: &str, before: usize) -> Result<Self, Mistake> {
         let at = |position: Position, path: String, reason: String| Mistake {
             file: file.to_owned(),
             line: position.line,
@@ -74,7 +86,7 @@ impl Document {
             reason,
         };
         let (tree, faults) =
-            Tree::parse(text).map_err(|fatal| at(fatal.position, fatal.path, fatal.reason))?;
+            Tree::parse(text, before).map_err(|fatal| at(fatal.position, fatal.path, fatal.reason))?;
         let root = &tree.node(Tree::ROOT).kind;
         if !matches!(root, Kind::Mapping(_)) && !root.is_null() {
             let reason = format!("the document must be a mapping, found {}", root.describe());
@@ -138,7 +150,63 @@ impl<'a> Place<'a> {
     /// is no value.
     pub fn decode<T: DeserializeOwned>(&self, mistakes: &mut Vec<Mistake>) -> Option<T> {
         mistakes.append(&mut self.document.pending.borrow_mut());
-        decode::decode(self.document, self.node, mistakes)
+        decode::decode(self.document, self.node, UnknownKeys::Refused, mistakes)
+    }
+
+    /// As `decode`, but keys that the type does not have are passed over.
+    pub fn decode_known<T: DeserializeOwned>(&self, mistakes: &mut Vec<Mistake>) -> Option<T> {
+        mistakes.append(&mut self.document.pending.borrow_mut());
+        decode::decode(self.document, self.node, UnknownKeys::Ignored, mistakes)
+    }
+
+    /// The text, if it is one.
+    pub fn text(&self) -> Option<&'a str> {
+        match self.kind() {
+            Kind::Scalar { text, plain } if !*plain || scalar::meaning(text) == scalar::Meaning::Text => {
+                Some(text)
+            }
+            _ => None,
+        }
+    }
+
+    pub fn is_null(&self) -> bool {
+        self.kind().is_null()
+    }
+
+    /// The keys of a mapping; of anything else, none.
+    pub fn keys(&self) -> impl Iterator<Item = &'a str> {
+        let entries = match self.kind() {
+            Kind::Mapping(entries) => entries.as_slice(),
+            _ => &[],
+        };
+        entries.iter().map(|entry| entry.key.as_str())
+    }
+
+    /// The items of a list; of anything else, none.
+    pub fn items(&self) -> impl Iterator<Item = Place<'a>> {
+        let (items, document) = match self.kind() {
+            Kind::Sequence(items) => (items.as_slice(), self.document),
+            _ => (&[][..], self.document),
+        };
+        items.iter().map(move |node| Place { document, node: *node })
+    }
+
+    /// A mistake that a key of this mapping makes; it stands where the key does.
+    pub fn key_mistake(&self, key: &str, reason: impl fmt::Display) -> Mistake {
+        let entry = match self.kind() {
+            Kind::Mapping(entries) => entries.iter().find(|entry| entry.key == key),
+            _ => None,
+        };
+        match entry {
+            Some(entry) => self.document.mistake(entry.value, entry.position, reason.to_string()),
+            None => self.mistake(reason),
+        }
+    }
+
+    /// Refuses every key of this mapping but these.
+    pub fn only_keys(&self, known: &[&str], mistakes: &mut Vec<Mistake>) {
+        let unknown = self.keys().filter(|key| !known.contains(key));
+        mistakes.extend(unknown.map(|key| self.key_mistake(key, fault::unknown_key(key, known))));
     }
 
     /// A mistake that this value makes.

@@ -282,3 +282,38 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn each_document_of_a_text_keeps_its_lines() {
+    let text = "# head\n---\n\n---\nname: a\nports: [x]\n---\n- no\n--- # third\nname: |\n  ---\n  text\n...\n---\n%YAML 1.2\n---\nname: [\n---\nname: d\nports: [1]\nflag: 3\n";
+    let documents = Document::parse_all(text, "f.yaml");
+    let mut found = Vec::new();
+    for document in &documents {
+        let mut mistakes = Vec::new();
+        match document {
+            Ok(document) => drop(document.root().decode::<Item>(&mut mistakes)),
+            Err(mistake) => mistakes.push(mistake.clone()),
+        }
+        found.push(mistakes.iter().map(ToString::to_string).collect::<Vec<_>>());
+    }
+    assert_eq!(documents.len(), 5, "{found:#?}");
+    assert!(found[0][0].starts_with("f.yaml:6:9: ports[0]: expected a whole number"), "{found:#?}");
+    assert!(found[1][0].starts_with("f.yaml:8:1: the document must be a mapping"), "{found:#?}");
+    assert!(found[2].is_empty(), "{found:#?}");
+    assert!(found[3][0].starts_with("f.yaml:1"), "{found:#?}");
+    assert!(found[4][0].starts_with("f.yaml:21:7: flag:"), "{found:#?}");
+}
+
+#[test]
+fn keys_that_are_not_known_can_be_passed_over_and_near_ones_are_named() {
+    let document =
+        Document::parse("name: a\nprots: [1]\nzone: b\nPorts: [1]\n", "f.yaml").expect("a document");
+    let mut mistakes = Vec::new();
+    assert!(document.root().decode_known::<Item>(&mut mistakes).is_some());
+    assert!(mistakes.is_empty());
+    assert!(document.root().decode::<Item>(&mut mistakes).is_none());
+    let reasons: Vec<&str> = mistakes.iter().map(|mistake| mistake.reason.as_str()).collect();
+    assert!(reasons[0].ends_with("; is it \"ports\"?"), "{reasons:?}");
+    assert!(reasons[1].ends_with(')'), "{reasons:?}");
+    assert!(reasons[2].ends_with("; is it \"ports\"?"), "{reasons:?}");
+}

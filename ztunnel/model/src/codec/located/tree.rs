@@ -96,9 +96,15 @@ pub(super) struct Tree {
 impl Tree {
     pub(super) const ROOT: NodeId = 0;
 
-    pub(super) fn parse(text: &str) -> Result<(Self, Vec<Fault>), Fatal> {
+    /// `before` is the number of lines that stand before the text in its file.
+    pub(super) fn parse(text: &str, before: usize) -> Result<(Self, Vec<Fault>), Fatal> {
+        let position = |marker: &Marker| {
+            let Position { line, column } = position(marker);
+            Position { line: line + before, column }
+        };
         let mut builder = Builder::default();
-        if let Some(position) = nul(text) {
+        if let Some(Position { line, column }) = nul(text) {
+            let position = Position { line: line + before, column };
             // The scanner takes NUL for the end of the text and would read half a file in silence.
             return Err(builder.fatal(position, "a NUL character is not allowed".to_owned()));
         }
@@ -109,7 +115,7 @@ impl Tree {
             builder.take(event, position).map_err(|reason| builder.fatal(position, reason))?;
         }
         if builder.tree.nodes.is_empty() {
-            builder.scalar(String::new(), true, Position { line: 1, column: 1 });
+            builder.scalar(String::new(), true, Position { line: 1 + before, column: 1 });
         }
         Ok((builder.tree, builder.faults))
     }

@@ -1,6 +1,7 @@
 //! Workloads between written form and model.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::document::{GatewayText, LocalityText, TunnelText, WorkloadText};
 use crate::address::NetworkAddress;
@@ -8,6 +9,7 @@ use crate::codec::located::{Mistake, Place};
 use crate::identity::Identity;
 use crate::service::ServicePort;
 use crate::service::{GatewayAddress, GatewayDestination};
+use crate::text::Text;
 use crate::workload::{
     ApplicationProtocol, ApplicationTunnel, HealthStatus, Locality, NetworkMode, TunnelProtocol, Workload,
     WorkloadType,
@@ -41,7 +43,7 @@ pub(super) fn read(place: &Place<'_>, mistakes: &mut Vec<Mistake>) -> Option<Wor
     let mut services = std::collections::BTreeMap::new();
     for (key, ports) in &text.services {
         match key.parse() {
-            Ok(parsed) => drop(services.insert(parsed, ports_of(ports))),
+            Ok(parsed) => drop(services.insert(parsed, ports_of(ports).into())),
             Err(error) => mistakes.push(place.key("services").key(key).mistake(error)),
         }
     }
@@ -70,29 +72,29 @@ pub(super) fn read(place: &Place<'_>, mistakes: &mut Vec<Mistake>) -> Option<Wor
         workload_type: workload_type?,
         status: status?,
         application_tunnel,
-        waypoint,
-        network_gateway,
+        waypoint: waypoint.map(Arc::new),
+        network_gateway: network_gateway.map(Arc::new),
         identity: identity?,
         uid: text.uid.as_str().into(),
-        name: text.name,
-        namespace: text.namespace,
+        name: text.name.into(),
+        namespace: text.namespace.into(),
         addresses,
-        hostname: text.hostname,
+        hostname: text.hostname.into(),
         network: text.network.as_str().into(),
-        node: text.node,
-        workload_name: text.workload_name,
-        canonical_name: text.canonical_name,
-        canonical_revision: text.canonical_revision,
-        cluster_id: text.cluster_id,
-        locality: Locality {
-            region: text.locality.region,
-            zone: text.locality.zone,
-            subzone: text.locality.subzone,
-        },
+        node: text.node.into(),
+        workload_name: text.workload_name.into(),
+        canonical_name: text.canonical_name.into(),
+        canonical_revision: text.canonical_revision.into(),
+        cluster_id: text.cluster_id.into(),
+        locality: Arc::new(Locality {
+            region: text.locality.region.into(),
+            zone: text.locality.zone.into(),
+            subzone: text.locality.subzone.into(),
+        }),
         capacity: text.capacity,
         native_tunnel: text.native_tunnel,
-        authorization_policies: text.authorization_policies,
-        services,
+        authorization_policies: text.authorization_policies.into_iter().map(Text::from).collect(),
+        services: Arc::new(services),
     };
     (mistakes.len() == before).then_some(workload)
 }
@@ -170,25 +172,25 @@ impl From<&Workload> for WorkloadText {
     fn from(workload: &Workload) -> Self {
         Self {
             uid: workload.uid.to_string(),
-            name: workload.name.clone(),
-            namespace: workload.namespace.clone(),
+            name: workload.name.to_string(),
+            namespace: workload.namespace.to_string(),
             service_account: workload.identity.service_account().to_owned(),
             trust_domain: workload.identity.trust_domain().to_owned(),
             workload_ips: workload.addresses.iter().map(ToString::to_string).collect(),
-            hostname: workload.hostname.clone(),
+            hostname: workload.hostname.to_string(),
             protocol: word(&PROTOCOLS, workload.protocol),
             network_mode: word(&MODES, workload.network_mode),
-            node: workload.node.clone(),
+            node: workload.node.to_string(),
             network: workload.network.to_string(),
             workload_type: word(&TYPES, workload.workload_type),
-            workload_name: workload.workload_name.clone(),
-            canonical_name: workload.canonical_name.clone(),
-            canonical_revision: workload.canonical_revision.clone(),
-            cluster_id: workload.cluster_id.clone(),
+            workload_name: workload.workload_name.to_string(),
+            canonical_name: workload.canonical_name.to_string(),
+            canonical_revision: workload.canonical_revision.to_string(),
+            cluster_id: workload.cluster_id.to_string(),
             locality: LocalityText {
-                region: workload.locality.region.clone(),
-                zone: workload.locality.zone.clone(),
-                subzone: workload.locality.subzone.clone(),
+                region: workload.locality.region.to_string(),
+                zone: workload.locality.zone.to_string(),
+                subzone: workload.locality.subzone.to_string(),
             },
             status: word(&STATUSES, workload.status),
             capacity: workload.capacity,
@@ -197,9 +199,9 @@ impl From<&Workload> for WorkloadText {
                 .application_tunnel
                 .as_ref()
                 .map(|tunnel| TunnelText { protocol: word(&TUNNELS, tunnel.protocol), port: tunnel.port }),
-            waypoint: workload.waypoint.as_ref().map(GatewayText::from),
-            network_gateway: workload.network_gateway.as_ref().map(GatewayText::from),
-            authorization_policies: workload.authorization_policies.clone(),
+            waypoint: workload.waypoint.as_deref().map(GatewayText::from),
+            network_gateway: workload.network_gateway.as_deref().map(GatewayText::from),
+            authorization_policies: workload.authorization_policies.iter().map(Text::to_string).collect(),
             services: workload
                 .services
                 .iter()

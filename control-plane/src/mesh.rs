@@ -1,0 +1,128 @@
+//! From a source to what is served: changes of objects go through the index into the store. What the index knows beside
+//! that (who lives where, what became of each policy) is published for the CA and for the status page.
+
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use tokio::sync::watch;
+use ztunnel_model::Identity;
+
+use crate::ca::authenticate;
+use crate::ca::revocation::Crl;
+use crate::index::{Config, Index, PolicyStatus, Residents};
+use crate::object::Change;
+use crate::resource::{self, Changes, Resource};
+use crate::source::file::Mistake;
+use crate::source::layers::Layers;
+use crate::xds::store::Writer;
+
+/// Name of the only resource of the kind `RevocationList`.
+const REVOCATION_LIST: &str = "default";
+
+/// The one who changes what the mesh is.
+pub struct Mesh {
+    layers: Layers,
+    writer: Writer,
+    view: View,
+    mistakes: Vec<Mistake>,
+}
+
+/// What the mesh is now. Cheap to clone.
+#[derive(Clone)]
+pub struct View(Arc<Shared>);
+
+struct Shared {
+    index: RwLock<Index>,
+    residents: ArcSwap<Residents>,
+    mistakes: ArcSwap<Vec<Mistake>>,
+}
+
+impl Mesh {
+    /// Reads the source once, so that whatever asks afterwards gets the whole.
+    pub fn new(config: Config, layers: (Layers, Vec<Change>), writer: Writer) -> (Self, View) {
+        let (layers, first) = layers;
+        let view = View(Arc::new(Shared {
+            index: RwLock::new(Index::new(config)),
+            residents: ArcSwap::default(),
+            mistakes: ArcSwap::default(),
+        }));
+        let mut mesh = Self { layers, writer, view: view.clone(), mistakes: Vec::new() };
+        mesh.apply(first);
+        mesh.writer.complete();
+        (mesh, view)
+    }
+
+    /// Follows the source and the CA's revocations, for ever.
+    pub async fn follow(mut self, mut revoked: watch::Receiver<Arc<Crl>>) {
+        self.revoke(&revoked.borrow_and_update().clone());
+        loop {
+            tokio::select! {
+                changes = self.layers.next() => self.apply(changes),
+                Ok(()) = revoked.changed() => self.revoke(&revoked.borrow_and_update().clone()),
+            }
+        }
+    }
+
+    fn apply(&mut self, changes: Vec<Change>) {
+        let objects = changes.len();
+        let mut index = self.view.0.index.write().unwrap_or_else(PoisonError::into_inner);
+        let differences = index.apply(changes);
+        let residents = index.residents();
+        drop(index);
+        // Before the resources, so that a proxy that hears of a pod of its own may ask for the pod's certificate.
+        self.view.0.residents.store(Arc::new(residents));
+        let (set, removed) = (differences.set.len(), differences.removed.len());
+        if !differences.is_empty() {
+            self.writer.apply(differences);
+        }
+        tracing::info!(objects, set, removed, "applied");
+        self.tell_mistakes();
+    }
+
+    fn revoke(&mut self, crl: &Crl) {
+        let resource = Resource {
+            kind: resource::Kind::RevocationList,
+            name: REVOCATION_LIST.into(),
+            aliases: Vec::new(),
+            node: None,
+            body: Bytes::copy_from_slice(crl.pem.as_bytes()),
+        };
+        self.writer.apply(Changes { set: vec![resource], removed: Vec::new() });
+    }
+
+    fn tell_mistakes(&mut self) {
+        let now: Vec<Mistake> = self.layers.mistakes().cloned().collect();
+        for mistake in now.iter().filter(|mistake| !self.mistakes.contains(mistake)) {
+            tracing::error!(%mistake, "manifest refused; what worked before stays");
+        }
+        if now.is_empty() && !self.mistakes.is_empty() {
+            tracing::info!("no mistake is left in the manifests");
+        }
+        self.view.0.mistakes.store(Arc::new(now.clone()));
+        self.mistakes = now;
+    }
+}
+
+impl View {
+    /// What became of each policy, by kind, namespace and name.
+    pub fn policies(&self) -> Vec<PolicyStatus> {
+        let mut statuses: Vec<PolicyStatus> = self.index().statuses().collect();
+        statuses.sort_by(|a, b| (a.kind, &a.namespace, &a.name).cmp(&(b.kind, &b.namespace, &b.name)));
+        statuses
+    }
+
+    pub fn mistakes(&self) -> Arc<Vec<Mistake>> {
+        self.0.mistakes.load_full()
+    }
+
+    fn index(&self) -> RwLockReadGuard<'_, Index> {
+        self.0.index.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl authenticate::Residents for View {
+    fn may_hold(&self, node: &str, identity: &Identity) -> bool {
+        self.0.residents.load().contains(node, identity)
+    }
+}

@@ -1,0 +1,4 @@
+//! Where objects come from. A source fills `object` and knows nothing of the index.
+
+pub mod file;
+pub mod layers;

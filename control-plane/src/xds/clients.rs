@@ -1,0 +1,169 @@
+//! Who is connected and how it gets on, for an admin page; and what has happened since the start.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::response::Response;
+use super::session::{Received, Session, TypeReport};
+use super::store::Store;
+use crate::resource::Kind;
+
+/// Everybody who is connected.
+#[derive(Clone)]
+pub struct Clients(Arc<Shared>);
+
+/// One connected client.
+#[derive(Clone, Debug, Serialize)]
+pub struct Client {
+    pub id: u64,
+    /// As whom it has authenticated.
+    pub caller: String,
+    /// What it calls itself, and the node it runs on; nothing before its first request.
+    pub node_id: String,
+    pub node: Option<String>,
+    pub peer: Option<SocketAddr>,
+    pub connected_s: f64,
+    pub types: Vec<TypeReport>,
+}
+
+/// What has happened since the start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counters {
+    pub streams: u64,
+    pub refused: u64,
+    pub connected: usize,
+    /// By type URL; what nobody has resources of is "other".
+    pub types: BTreeMap<&'static str, TypeCounters>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct TypeCounters {
+    pub responses: u64,
+    pub resources: u64,
+    pub removed: u64,
+    pub bytes: u64,
+    pub acks: u64,
+    pub nacks: u64,
+}
+
+/// What the registry knows of a stream.
+pub(super) struct Connected {
+    pub(super) id: u64,
+    pub(super) caller: Arc<str>,
+    pub(super) peer: Option<SocketAddr>,
+    pub(super) since: Instant,
+    /// Locked by the stream's task for each event, and by whoever looks.
+    pub(super) session: Mutex<Session>,
+}
+
+/// The stream is connected for as long as this exists.
+pub(super) struct Registered {
+    clients: Clients,
+    pub(super) connected: Arc<Connected>,
+}
+
+struct Shared {
+    store: Store,
+    streams: Mutex<BTreeMap<u64, Arc<Connected>>>,
+    opened: AtomicU64,
+    refused: AtomicU64,
+    types: Mutex<BTreeMap<&'static str, TypeCounters>>,
+}
+
+impl Clients {
+    pub(super) fn new(store: Store) -> Self {
+        let (streams, types) = (Mutex::default(), Mutex::default());
+        Self(Arc::new(Shared {
+            store,
+            streams,
+            opened: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            types,
+        }))
+    }
+
+    /// All clients, in the order in which they came.
+    pub fn list(&self) -> Vec<Client> {
+        // The registry is let go before the sessions are asked one by one.
+        let streams: Vec<_> = self.streams().values().cloned().collect();
+        let now = Instant::now();
+        streams.iter().map(|connected| connected.describe(&self.0.store, now)).collect()
+    }
+
+    pub fn counters(&self) -> Counters {
+        Counters {
+            streams: self.0.opened.load(Ordering::Relaxed),
+            refused: self.0.refused.load(Ordering::Relaxed),
+            connected: self.streams().len(),
+            types: self.0.types.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+        }
+    }
+
+    /// A number that no other stream has.
+    pub(super) fn next_id(&self) -> u64 {
+        self.0.opened.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    pub(super) fn register(&self, connected: Connected) -> Registered {
+        let connected = Arc::new(connected);
+        self.streams().insert(connected.id, Arc::clone(&connected));
+        Registered { clients: self.clone(), connected }
+    }
+
+    pub(super) fn count_refused(&self) {
+        self.0.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn count_sent(&self, response: &Response) {
+        self.count(&response.type_url, |counters| {
+            counters.responses += 1;
+            counters.resources += response.resources() as u64;
+            counters.removed += response.removed() as u64;
+            counters.bytes += response.bytes() as u64;
+        });
+    }
+
+    pub(super) fn count_received(&self, type_url: &str, received: &Received) {
+        match received {
+            Received::Ack => self.count(type_url, |counters| counters.acks += 1),
+            Received::Nack(_) => self.count(type_url, |counters| counters.nacks += 1),
+            Received::Subscription | Received::Stale => {}
+        }
+    }
+
+    fn count(&self, type_url: &str, count: impl FnOnce(&mut TypeCounters)) {
+        let label = Kind::from_type_url(type_url).map_or("other", Kind::type_url);
+        count(self.0.types.lock().unwrap_or_else(PoisonError::into_inner).entry(label).or_default());
+    }
+
+    fn streams(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Arc<Connected>>> {
+        self.0.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Connected {
+    fn describe(&self, store: &Store, now: Instant) -> Client {
+        let session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        let node = session.node();
+        Client {
+            id: self.id,
+            caller: self.caller.to_string(),
+            node_id: node.map(|node| node.id.clone()).unwrap_or_default(),
+            node: node.and_then(|node| node.name.as_deref()).map(str::to_owned),
+            peer: self.peer,
+            connected_s: now.saturating_duration_since(self.since).as_secs_f64(),
+            types: session.reports(store, now),
+        }
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.clients.streams().remove(&self.connected.id);
+    }
+}

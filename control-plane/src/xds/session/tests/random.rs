@@ -1,0 +1,174 @@
+//! Many random stories: whatever happens, a client that is left alone ends up with what there is.
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use super::*;
+
+/// A client as the protocol wants it: it applies what it hears and asks only for what it does not have.
+#[derive(Default)]
+struct Client {
+    wildcard: bool,
+    keys: Vec<String>,
+    /// Name to version, body and alias.
+    held: HashMap<String, (String, String, String)>,
+    unanswered: Option<DeltaDiscoveryResponse>,
+}
+
+impl Client {
+    fn begin(&self) -> DeltaDiscoveryRequest {
+        let held = self.held.iter().map(|(name, (version, ..))| (name.clone(), version.clone())).collect();
+        if self.wildcard {
+            first("", "", held)
+        } else {
+            first(&format!("* {}", self.keys.join(" ")), "*", held)
+        }
+    }
+
+    fn apply(&mut self, response: &DeltaDiscoveryResponse) {
+        for resource in &response.resources {
+            let body = String::from_utf8_lossy(&resource.resource.as_ref().unwrap().value).into_owned();
+            let known = (resource.version.clone(), body, resource.aliases[0].clone());
+            self.held.insert(resource.name.clone(), known);
+        }
+        for name in &response.removed_resources {
+            let both = response.resources.iter().any(|resource| resource.name == *name);
+            assert!(!both, "{name} is there and gone in one response");
+            self.held.remove(name);
+        }
+    }
+}
+
+struct Story {
+    random: StdRng,
+    script: Script,
+    client: Client,
+    /// Name to body and alias.
+    there: HashMap<String, (String, String)>,
+}
+
+impl Story {
+    fn new(seed: u64) -> Self {
+        let mut random = StdRng::seed_from_u64(seed);
+        let settings = Settings { response_bytes: random.random_range(1..400), ..Settings::default() };
+        let script = Script::with(random.random_range(1..8), settings);
+        let client = Client { wildcard: random.random(), ..Client::default() };
+        let mut story = Self { random, script, client, there: HashMap::new() };
+        for _ in 0..story.random.random_range(0..20) {
+            story.change();
+        }
+        story.script.say(story.client.begin());
+        story
+    }
+
+    fn word(&mut self, prefix: &str) -> String {
+        format!("{prefix}{}", self.random.random_range(0..10))
+    }
+
+    fn change(&mut self) {
+        let name = self.word("n");
+        if self.random.random_range(0..3) == 0 {
+            self.script.remove(&name);
+            self.there.remove(&name);
+        } else {
+            let (body, alias) = (self.word("body"), self.word("alias"));
+            self.script.set_aliased(&[(&name, &body, &alias)]);
+            self.there.insert(name, (body, alias));
+        }
+    }
+
+    fn reconnect(&mut self) {
+        self.client.unanswered = None;
+        self.script.reconnect();
+        self.script.say(self.client.begin());
+    }
+
+    fn hear(&mut self) {
+        if self.client.unanswered.is_some() {
+            return;
+        }
+        loop {
+            match self.script.session.poll(&self.script.store, self.script.now) {
+                Ok(Step::Send(response)) => {
+                    let response = decode(&response);
+                    self.client.apply(&response);
+                    self.client.unanswered = Some(response);
+                    return;
+                }
+                Ok(Step::Working) => {}
+                Ok(Step::Idle) => return,
+                Err(End::Behind(_)) => self.reconnect(),
+                Err(end) => panic!("{end}"),
+            }
+        }
+    }
+
+    fn ask(&mut self) {
+        let prefix = if self.random.random() { "n" } else { "alias" };
+        let key = self.word(prefix);
+        if let Some(known) = self.client.keys.iter().position(|known| *known == key) {
+            self.client.keys.swap_remove(known);
+            let keys = &self.client.keys;
+            self.client.held.retain(|name, (.., alias)| *name != key || keys.contains(alias));
+            self.script.say(change("", &key));
+        } else {
+            self.script.say(change(&key, ""));
+            self.client.keys.push(key);
+        }
+    }
+
+    fn step(&mut self) {
+        match self.random.random_range(0..20) {
+            0..8 => self.change(),
+            8..12 => self.hear(),
+            12..17 => {
+                if let Some(response) = self.client.unanswered.take() {
+                    self.script.say(answer(&response));
+                }
+            }
+            17..19 if !self.client.wildcard => self.ask(),
+            _ => self.reconnect(),
+        }
+    }
+
+    fn settle(&mut self) {
+        for _ in 0..1000 {
+            if let Some(response) = self.client.unanswered.take() {
+                self.script.say(answer(&response));
+            }
+            self.hear();
+            if self.client.unanswered.is_none() {
+                return;
+            }
+        }
+        panic!("it never ends");
+    }
+
+    /// Everything wanted is held as it is, and nothing is held that is not so any more.
+    fn check(&self, seed: u64) {
+        for (name, (body, alias)) in &self.there {
+            let wanted =
+                self.client.wildcard || self.client.keys.iter().any(|key| key == name || key == alias);
+            let held = self.client.held.get(name).map(|(_, body, _)| body);
+            assert!(
+                held == Some(body) || !wanted && held.is_none(),
+                "seed {seed}: {name} is {held:?}, not {body}"
+            );
+        }
+        for name in self.client.held.keys() {
+            assert!(self.there.contains_key(name), "seed {seed}: {name} is not there any more");
+        }
+    }
+}
+
+#[test]
+fn a_client_left_alone_has_what_there_is() {
+    for seed in 0..3000 {
+        let mut story = Story::new(seed);
+        for _ in 0..60 {
+            story.step();
+        }
+        story.settle();
+        story.check(seed);
+    }
+}

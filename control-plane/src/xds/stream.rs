@@ -1,0 +1,194 @@
+//! One client's task: requests in, responses out, and the deadlines of both.
+//!
+//! The next response is made only when the last one is on its way, from what the store is by then. It is handed over
+//! through a queue of one and becomes bytes when the connection has room for it.
+
+use std::sync::{Arc, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use bytes::Buf;
+use http_body::Body;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tonic::{Code, Status};
+
+use super::clients::{Clients, Registered};
+use super::grpc::{Inbound, Incoming};
+use super::response::Response;
+use super::session::{Received, Session, Step};
+use super::store::Store;
+
+/// How long a client may take to say what it wants.
+const FIRST_REQUEST_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long a client may go without reading while there is something to read.
+const READ_DEADLINE: Duration = Duration::from_secs(60);
+
+/// A stream and all that its task needs.
+pub(super) struct Stream<B> {
+    pub(super) inbound: Inbound<B>,
+    pub(super) responses: mpsc::Sender<Response>,
+    pub(super) end: Arc<OnceLock<Status>>,
+    pub(super) store: Store,
+    pub(super) changes: watch::Receiver<u64>,
+    pub(super) clients: Clients,
+    pub(super) registered: Registered,
+    pub(super) stop: watch::Receiver<bool>,
+}
+
+/// What there was to do.
+enum Done {
+    /// Nothing more until something happens.
+    Idle,
+    /// The client has not read the last response.
+    Unread,
+}
+
+enum Event {
+    Stop(&'static str),
+    Request(Result<Option<Box<Incoming>>, Status>),
+    /// The client has read; or has gone, which is found out at once.
+    Read,
+    Change,
+    Deadline,
+}
+
+impl<B> Stream<B>
+where
+    B: Body + Unpin,
+    B::Data: Buf,
+    B::Error: std::fmt::Display,
+{
+    /// Serves until the client goes, or is given up.
+    pub(super) async fn run(mut self) {
+        let status = self.serve().await;
+        let connected = &self.registered.connected;
+        let node = self.session().node().map(|node| node.id.clone()).unwrap_or_default();
+        let (caller, peer) = (&connected.caller, connected.peer.map(tracing::field::display));
+        let seconds = connected.since.elapsed().as_secs();
+        let (code, reason) = (status.code(), status.message());
+        if matches!(code, Code::Ok | Code::Unavailable | Code::Cancelled) {
+            tracing::info!(%caller, ?node, peer, seconds, ?code, ?reason, "xDS client gone");
+        } else {
+            tracing::warn!(%caller, ?node, peer, seconds, ?code, ?reason, "xDS client given up");
+        }
+        // Nobody else sets it.
+        let _ = self.end.set(status);
+    }
+
+    async fn serve(&mut self) -> Status {
+        let begun = Instant::now();
+        let mut unread_since = None;
+        // The place of a large request, held until what it lists is compared for the most part.
+        let mut place = None;
+        loop {
+            match self.advance().await {
+                Ok(Done::Idle) => unread_since = None,
+                Ok(Done::Unread) => _ = unread_since.get_or_insert_with(Instant::now),
+                Err(status) => return status,
+            }
+            drop(place.take());
+            let silent = self.session().node().is_none().then_some(begun + FIRST_REQUEST_DEADLINE);
+            let unread = unread_since.map(|since| since + READ_DEADLINE);
+            let answer = self.session().next_deadline().map(Instant::from_std);
+            let deadlines = [silent, unread, answer, self.inbound.deadline()];
+            let deadline = deadlines.into_iter().flatten().min();
+            let event = tokio::select! {
+                biased;
+                _ = self.stop.wait_for(|stop| *stop) => Event::Stop("the controller is stopping"),
+                () = self.responses.closed() => return Status::cancelled("the client has gone"),
+                incoming = self.inbound.message() => Event::Request(incoming),
+                _ = self.responses.reserve(), if unread_since.is_some() => Event::Read,
+                changed = self.changes.changed() => match changed {
+                    Ok(()) => Event::Change,
+                    Err(_) => Event::Stop("there is nothing to serve any more"),
+                },
+                () = until(deadline) => Event::Deadline,
+            };
+            match event {
+                Event::Stop(why) => return Status::unavailable(why),
+                Event::Request(Ok(None)) => return Status::ok(""),
+                Event::Request(Err(status)) => return status,
+                Event::Request(Ok(Some(incoming))) => match self.received(*incoming) {
+                    Ok(of_large) => place = of_large,
+                    Err(status) => return status,
+                },
+                Event::Read => unread_since = None,
+                Event::Change => {}
+                Event::Deadline => {
+                    if let Some(status) = self.overdue(silent, unread) {
+                        return status;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Does what there is to do without waiting for the client.
+    async fn advance(&mut self) -> Result<Done, Status> {
+        loop {
+            let Ok(place) = self.responses.try_reserve() else { return Ok(Done::Unread) };
+            self.changes.mark_unchanged();
+            let step = session(&self.registered).poll(&self.store, std::time::Instant::now());
+            match step.map_err(|end| end.status())? {
+                Step::Send(response) => {
+                    self.clients.count_sent(&response);
+                    place.send(response);
+                }
+                Step::Working => {
+                    drop(place);
+                    tokio::task::yield_now().await;
+                }
+                Step::Idle => return Ok(Done::Idle),
+            }
+        }
+    }
+
+    fn received(&mut self, incoming: Incoming) -> Result<Option<tokio::sync::OwnedSemaphorePermit>, Status> {
+        let Incoming { request, place } = incoming;
+        let type_url = request.type_url.clone();
+        let received =
+            self.session().received(request, std::time::Instant::now()).map_err(|end| end.status())?;
+        self.clients.count_received(&type_url, &received);
+        if let Received::Nack(nack) = received {
+            let connected = &self.registered.connected;
+            let (caller, peer) = (&connected.caller, connected.peer.map(tracing::field::display));
+            tracing::warn!(%caller, peer, ?type_url, nonce = nack.nonce, error = ?nack.message, "NACK");
+        }
+        Ok(place)
+    }
+
+    /// Which deadline has passed, if it still counts.
+    fn overdue(&self, silent: Option<Instant>, unread: Option<Instant>) -> Option<Status> {
+        let now = Instant::now();
+        let passed = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
+        let late = |what: &str, limit: Duration| {
+            Some(Status::deadline_exceeded(format!("{what} in {} s", limit.as_secs())))
+        };
+        if passed(silent) {
+            return late("the client said nothing", FIRST_REQUEST_DEADLINE);
+        }
+        if passed(unread) {
+            return late("the client read nothing", READ_DEADLINE);
+        }
+        if passed(self.inbound.deadline()) {
+            return Some(Status::deadline_exceeded("a request was begun and did not end in time"));
+        }
+        self.session().tick(now.into_std()).err().map(|end| end.status())
+    }
+
+    fn session(&self) -> MutexGuard<'_, Session> {
+        session(&self.registered)
+    }
+}
+
+fn session(registered: &Registered) -> MutexGuard<'_, Session> {
+    registered.connected.session.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}

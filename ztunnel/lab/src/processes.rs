@@ -83,7 +83,12 @@ impl Lab {
     pub fn start_proxy(&mut self, node: &str) -> Result<(), Error> {
         let Some(binaries) = self.binaries.clone() else { return Ok(()) };
         let mut environment = self.proxy_environment(node);
-        let own = [("RUST_LOG", "info"), ("RUST_BACKTRACE", "1"), ("ZTUNNEL_WORKER_THREADS", "2")];
+        let own = [
+            ("XDS_REVOCATIONS", "true"),
+            ("RUST_LOG", "info"),
+            ("RUST_BACKTRACE", "1"),
+            ("ZTUNNEL_WORKER_THREADS", "2"),
+        ];
         environment.extend(own.map(|(key, value)| (key.to_owned(), value.to_owned())));
         environment.extend(self.environment.iter().cloned());
         self.node_mut(node).start_proxy(&binaries.proxy, environment)

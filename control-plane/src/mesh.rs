@@ -25,7 +25,6 @@ pub struct Mesh {
     layers: Layers,
     writer: Writer,
     view: View,
-    mistakes: Vec<Mistake>,
 }
 
 /// What the mesh is now. Cheap to clone.
@@ -47,7 +46,7 @@ impl Mesh {
             residents: ArcSwap::default(),
             mistakes: ArcSwap::default(),
         }));
-        let mut mesh = Self { layers, writer, view: view.clone(), mistakes: Vec::new() };
+        let mut mesh = Self { layers, writer, view: view.clone() };
         mesh.apply(first);
         mesh.writer.complete();
         (mesh, view)
@@ -77,7 +76,8 @@ impl Mesh {
             self.writer.apply(differences);
         }
         tracing::info!(objects, set, removed, "applied");
-        self.tell_mistakes();
+        // The folders have logged them.
+        self.view.0.mistakes.store(Arc::new(self.layers.mistakes().cloned().collect()));
     }
 
     fn revoke(&mut self, crl: &Crl) {
@@ -89,18 +89,6 @@ impl Mesh {
             body: Bytes::copy_from_slice(crl.pem.as_bytes()),
         };
         self.writer.apply(Changes { set: vec![resource], removed: Vec::new() });
-    }
-
-    fn tell_mistakes(&mut self) {
-        let now: Vec<Mistake> = self.layers.mistakes().cloned().collect();
-        for mistake in now.iter().filter(|mistake| !self.mistakes.contains(mistake)) {
-            tracing::error!(%mistake, "manifest refused; what worked before stays");
-        }
-        if now.is_empty() && !self.mistakes.is_empty() {
-            tracing::info!("no mistake is left in the manifests");
-        }
-        self.view.0.mistakes.store(Arc::new(now.clone()));
-        self.mistakes = now;
     }
 }
 

@@ -13,7 +13,7 @@ mod core;
 mod manifest;
 mod policy;
 mod text;
-mod walk;
+pub mod walk;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;

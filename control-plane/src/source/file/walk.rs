@@ -8,15 +8,15 @@ use std::path::{Path, PathBuf};
 /// No manifest is so long; the API server takes 3 MiB.
 const LONGEST: u64 = 16 << 20;
 
-#[derive(Debug, Default)]
-pub(super) struct Contents {
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Contents {
     pub files: BTreeMap<PathBuf, String>,
     /// Files and folders that are there and cannot be read, and why.
     pub unreadable: Vec<(PathBuf, String)>,
 }
 
 /// Reads all manifests; `enter` is called with each folder before it is listed. Links are followed, each folder once.
-pub(super) fn walk(root: &Path, mut enter: impl FnMut(&Path)) -> Contents {
+pub fn walk(root: &Path, mut enter: impl FnMut(&Path)) -> Contents {
     let mut contents = Contents::default();
     let (mut folders, mut seen) = (vec![root.to_owned()], HashSet::new());
     while let Some(folder) = folders.pop() {

@@ -8,14 +8,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use control_plane::source::file;
+use control_plane::source::file::walk::{Contents, walk};
 use serde_json::Value;
 use ztunnel_model::codec::located::{self, Document, Place};
 
 use super::controller::{self, Controller};
 use super::{EXTERNAL, Mistake, PROXY_ANNOTATION, in_order};
 use crate::lab::{RESERVED, is_label, is_name};
-
-mod walk;
 
 /// A DNS label (RFC 1123) has so many letters.
 const LONGEST_LABEL: usize = 63;
@@ -28,7 +27,9 @@ const OF_THE_CONTROLLER: [&str; 4] =
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
-    contents: Option<walk::Contents>,
+    contents: Option<Contents>,
+    /// Itself and all folders below it.
+    folders: Vec<PathBuf>,
     held: BTreeMap<Key, Held>,
     mistakes: Vec<Mistake>,
     unread: BTreeMap<String, usize>,
@@ -88,6 +89,7 @@ impl Folder {
         Self {
             path: path.to_owned(),
             contents: None,
+            folders: Vec::new(),
             held: BTreeMap::new(),
             mistakes: Vec::new(),
             unread: BTreeMap::new(),
@@ -110,7 +112,7 @@ impl Folder {
 
     /// Itself and all folders below it, as they were last read.
     pub fn folders(&self) -> impl Iterator<Item = &Path> {
-        self.contents.iter().flat_map(|contents| &contents.folders).map(PathBuf::as_path)
+        self.folders.iter().map(PathBuf::as_path)
     }
 
     pub(super) fn held(&self) -> &BTreeMap<Key, Held> {
@@ -119,15 +121,17 @@ impl Folder {
 
     /// Reads the folder; whether any file differs from what was read before.
     pub fn read(&mut self) -> bool {
-        let contents = walk::walk(&self.path);
-        if self.contents.as_ref() == Some(&contents) {
+        let mut folders = Vec::new();
+        let contents = walk(&self.path, |folder| folders.push(folder.to_owned()));
+        let before = std::mem::replace(&mut self.folders, folders);
+        if self.contents.as_ref() == Some(&contents) && self.folders == before {
             return false;
         }
         let (_, _, mut mistakes) = file::Folder::open(&self.path);
         self.unread.clear();
         let mut standing: BTreeSet<Key> = BTreeSet::new();
         // Files whose objects stay although their documents cannot be found.
-        let mut broken: Vec<&Path> = contents.unreadable.iter().map(PathBuf::as_path).collect();
+        let mut broken: Vec<&Path> = contents.unreadable.iter().map(|(path, _)| path.as_path()).collect();
         for (path, text) in &contents.files {
             let shown = path.display().to_string();
             if text.is_empty() && self.held.values().any(|held| held.name.is_in(path)) {

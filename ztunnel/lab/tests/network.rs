@@ -26,8 +26,10 @@ fn unique(what: &str) -> String {
 }
 
 fn reaches(from: &PodHandle, to: &PodHandle, address: IpAddr) {
-    let listener = to.listen(8080).expect("a free port");
-    let mut near = from.connect(SocketAddr::new(address, 8080), SOON).expect("a way to the pod");
+    // Any port: a process that another test forks may hold the last listener open until it executes its program.
+    let listener = to.listen(0).expect("a free port");
+    let port = listener.local_addr().expect("bound").port();
+    let mut near = from.connect(SocketAddr::new(address, port), SOON).expect("a way to the pod");
     let (mut far, peer) = accept(&listener, SOON).expect("the connection");
     assert!(from.spec().addresses.contains(&peer.ip().to_canonical()), "{} came as {peer}", from.name());
     near.write_all(b"ping").expect("sent");

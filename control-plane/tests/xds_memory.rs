@@ -74,8 +74,11 @@ impl Stream {
     }
 
     async fn hear(&mut self) -> DeltaDiscoveryResponse {
-        let frame = std::future::poll_fn(|cx| Pin::new(&mut self.responses).poll_frame(cx)).await;
-        let mut bytes = frame.unwrap().unwrap().into_data().unwrap();
+        let mut bytes = BytesMut::new();
+        while bytes.len() < 5 || bytes.len() < 5 + (&bytes[1..5]).get_u32() as usize {
+            let frame = std::future::poll_fn(|cx| Pin::new(&mut self.responses).poll_frame(cx)).await;
+            bytes.extend_from_slice(&frame.unwrap().unwrap().into_data().unwrap());
+        }
         bytes.advance(5);
         DeltaDiscoveryResponse::decode(bytes).unwrap()
     }

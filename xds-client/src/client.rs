@@ -47,6 +47,9 @@ pub trait Sink {
     /// Applies what can be applied and gives a rejection for each resource that cannot. A rejected resource stays as it
     /// was before. Called on the control thread, which does nothing else meanwhile.
     fn apply(&mut self, update: &mut Update) -> Vec<Rejection>;
+
+    /// Every type has been answered, for the first time. Called once, before anybody else hears of it.
+    fn synced(&mut self) {}
 }
 
 impl<F: FnMut(&mut Update) -> Vec<Rejection>> Sink for F {
@@ -227,7 +230,7 @@ impl<S: Sink> Core<S> {
 }
 
 /// What is told about the client.
-impl<S> Core<S> {
+impl<S: Sink> Core<S> {
     fn connecting(&self) {
         self.status.send_modify(|status| status.connection = Connection::Connecting { since: now() });
     }
@@ -259,7 +262,7 @@ impl<S> Core<S> {
         wait
     }
 
-    fn received(&self, bytes: u64) {
+    fn received(&mut self, bytes: u64) {
         let (counters, types) = (self.machine.counters(), self.machine.reports());
         self.status.send_modify(|status| {
             for (before, after) in status.types.iter().zip(&types).filter(|(old, new)| old.nacks != new.nacks)
@@ -273,8 +276,10 @@ impl<S> Core<S> {
             status.bytes_received += bytes;
             (status.counters, status.types) = (counters, types);
         });
-        let synced = self.machine.synced();
-        self.synced.send_if_modified(|before| std::mem::replace(before, synced) != synced);
+        if self.machine.synced() && !*self.synced.borrow() {
+            self.sink.synced();
+            self.synced.send_replace(true);
+        }
     }
 }
 

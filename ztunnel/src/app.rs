@@ -109,7 +109,13 @@ async fn control(config: Config, log: Log) -> Result<(), Error> {
         config.redirect_socket.clone(),
         move || drop(pods_pending),
     );
-    let pods = tokio::task::spawn_local(pods.run());
+    // A proxy that knows a part of the mesh would take the rest of it for the outside. Until then connections wait in the
+    // listeners' queues.
+    let complete = feeds.complete();
+    let pods = tokio::task::spawn_local(async move {
+        complete.await;
+        pods.run().await;
+    });
 
     let dump = Arc::new(dump::dump(&config, &feeds, identities, view));
     let sources =

@@ -6,6 +6,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -19,7 +20,7 @@ use tokio::time::Instant;
 use tonic::Status;
 use xds_client::proto::DeltaDiscoveryRequest;
 
-use super::response::Response;
+use super::response::{Pieces, Response};
 
 /// What a message begins with: a flag and the length.
 const PREFIX: usize = 5;
@@ -53,6 +54,10 @@ pub(super) struct Incoming {
 /// The responses of a stream, encoded when the connection can take them, and its end.
 pub(super) struct Outbound<P> {
     responses: mpsc::Receiver<Response>,
+    /// The one that is being sent.
+    pieces: Option<Pieces>,
+    /// Counts what the connection has taken.
+    taken: Arc<AtomicUsize>,
     end: Arc<OnceLock<Status>>,
     ended: bool,
     /// What is held for as long as the client's stream exists.
@@ -155,8 +160,13 @@ where
 
 impl<P> Outbound<P> {
     /// `end` is to be set before the sender of the responses is dropped.
-    pub(super) fn new(responses: mpsc::Receiver<Response>, end: Arc<OnceLock<Status>>, place: P) -> Self {
-        Self { responses, end, ended: false, _place: place }
+    pub(super) fn new(
+        responses: mpsc::Receiver<Response>,
+        taken: Arc<AtomicUsize>,
+        end: Arc<OnceLock<Status>>,
+        place: P,
+    ) -> Self {
+        Self { responses, pieces: None, taken, end, ended: false, _place: place }
     }
 
     fn trailers(&self) -> HeaderMap {
@@ -182,11 +192,18 @@ impl<P: Unpin> Body for Outbound<P> {
         if self.ended {
             return Poll::Ready(None);
         }
-        let frame = match ready!(self.responses.poll_recv(cx)) {
-            Some(response) => Frame::data(response.encode()),
-            None => {
-                self.ended = true;
-                Frame::trailers(self.trailers())
+        let frame = loop {
+            if let Some(piece) = self.pieces.as_mut().and_then(Iterator::next) {
+                self.taken.fetch_add(1, Ordering::Relaxed);
+                break Frame::data(piece);
+            }
+            self.pieces = None;
+            match ready!(self.responses.poll_recv(cx)) {
+                Some(response) => self.pieces = Some(response.into_pieces()),
+                None => {
+                    self.ended = true;
+                    break Frame::trailers(self.trailers());
+                }
             }
         };
         Poll::Ready(Some(Ok(frame)))

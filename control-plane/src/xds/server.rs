@@ -51,6 +51,8 @@ pub struct Limits {
     pub request_bytes: usize,
     /// How many requests over 256 KiB are read and compared at a time.
     pub large_requests: usize,
+    /// How many first answers that are longer than other responses are on their way at a time.
+    pub large_answers: usize,
     pub session: Settings,
 }
 
@@ -73,6 +75,7 @@ pub fn service(
         limits,
         places: Arc::new(Semaphore::new(limits.streams)),
         large: Arc::new(Semaphore::new(limits.large_requests)),
+        rooms: Arc::new(Semaphore::new(limits.large_answers)),
         callers: Arc::default(),
         stop: watch::Sender::new(false),
     }))
@@ -85,6 +88,7 @@ impl Default for Limits {
             streams_per_caller: 8,
             request_bytes: 200 * 1024 * 1024,
             large_requests: 8,
+            large_answers: 16,
             session: Settings::default(),
         }
     }
@@ -147,6 +151,7 @@ struct Shared {
     limits: Limits,
     places: Arc<Semaphore>,
     large: Arc<Semaphore>,
+    rooms: Arc<Semaphore>,
     callers: Arc<Callers>,
     stop: watch::Sender<bool>,
 }
@@ -183,10 +188,12 @@ impl Shared {
         let caller = caller.name;
         tracing::info!(%caller, peer = peer.map(tracing::field::display), "xDS client connected");
         let (responses, queue) = mpsc::channel(1);
-        let end = Arc::new(OnceLock::new());
+        let (end, taken) = (Arc::new(OnceLock::new()), Arc::default());
         let stream = Stream {
             inbound: Inbound::new(body, self.limits.request_bytes, Arc::clone(&self.large)),
             responses,
+            taken: Arc::clone(&taken),
+            rooms: Arc::clone(&self.rooms),
             end: Arc::clone(&end),
             store: self.store.clone(),
             changes: self.store.changes(),
@@ -201,7 +208,7 @@ impl Shared {
             stop: self.stop.subscribe(),
         };
         tokio::spawn(stream.run());
-        let mut response = http::Response::new(Body::new(Outbound::new(queue, end, place)));
+        let mut response = http::Response::new(Body::new(Outbound::new(queue, taken, end, place)));
         let grpc = http::HeaderValue::from_static("application/grpc");
         response.headers_mut().insert(http::header::CONTENT_TYPE, grpc);
         Ok(response)

@@ -8,6 +8,12 @@
 //!                             repeated: what is refused is sent again when it has changed
 //! ```
 //!
+//! Clients take a type for complete by its first response, and all for complete when each type has one; but a proxy that
+//! is ready with a part of the mesh takes the rest of it for the outside. So the first answer with the policies is the last
+//! of a new client's first answers: it comes when everything else there was has been sent, in as many responses as that
+//! takes, and it is one whole response, however long. One that is longer than others waits until few of its size are on
+//! their way.
+//!
 //! Each type has at most one response in flight. What changes meanwhile stays in the store, so a client that is slow
 //! skips what is overwritten before it asks on. The first request for a type is answered even if there is nothing to say,
 //! because clients wait for that before they start; nothing is answered before the store is complete.
@@ -22,7 +28,7 @@ use tonic::{Code, Status};
 use xds_client::proto::DeltaDiscoveryRequest;
 
 use self::interest::{Interest, Progress, View, Wishes};
-use super::response::{Batch, Response};
+use super::response::{Batch, Response, Room};
 use super::store::Store;
 use crate::resource::Kind;
 
@@ -40,6 +46,8 @@ mod scope;
 pub struct Settings {
     /// About how much one response holds. A resource that is larger goes alone.
     pub response_bytes: usize,
+    /// The same of the first response with the policies.
+    pub first_response_bytes: usize,
     /// How long a response may go without ACK or NACK.
     pub answer_deadline: Duration,
     /// How many keys a client may subscribe to in one type.
@@ -105,8 +113,11 @@ struct Typed {
     type_url: Arc<str>,
     kind: Option<Kind>,
     interest: Interest,
-    /// The first request is not answered yet.
-    owes: bool,
+    /// What the first answer holds so far, until it is sent: only one that comes last is collected.
+    first: Option<Batch>,
+    /// For a first answer that is longer than others.
+    room: Option<Room>,
+    waits_for_room: bool,
     in_flight: Option<InFlight>,
     record: report::Record,
 }
@@ -121,6 +132,8 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             response_bytes: 256 * 1024,
+            // Istio's ztunnel takes 200 MiB (interop.md section 4.1), as ours does.
+            first_response_bytes: 190 * 1024 * 1024,
             answer_deadline: Duration::from_secs(300),
             keys: 262_144,
             types: 16,
@@ -191,18 +204,38 @@ impl Session {
             if self.types[index].in_flight.is_some() {
                 continue;
             }
-            let mut batch = Batch::new(self.settings.response_bytes);
             let until = self.first_unsent_of_others(index, store);
+            let others_sent = self.has_sent_others(index);
             let typed = &mut self.types[index];
+            if typed.waits_for_room || (typed.comes_last() && !others_sent) {
+                continue;
+            }
+            let mut batch = typed.batch(&self.settings);
             let before = typed.interest.cursor();
             let progress = typed.tell(store, client, &*self.scope, until, &mut batch)?;
-            let answers = typed.owes && progress == Progress::Done;
-            if !batch.is_empty() || answers {
+            let is_first = typed.comes_last();
+            let whole = progress == Progress::Done;
+            if is_first && batch.is_full() && typed.room.is_none() {
+                typed.waits_for_room = true;
+                typed.first = Some(batch);
+                continue;
+            }
+            if is_first && !whole && !batch.is_full() {
+                typed.first = Some(batch);
+                return Ok(Step::Working);
+            }
+            if is_first && !whole {
+                let (type_url, most) = (&typed.type_url, self.settings.first_response_bytes);
+                tracing::warn!(
+                    %type_url, most, "the first response would be longer than clients take: they will start without the rest"
+                );
+            }
+            if (typed.first.is_some() && whole) || !batch.is_empty() {
                 self.nonces += 1;
                 let nonce = format!("{:x}-{:x}", self.id, self.nonces);
                 return Ok(Step::Send(typed.send(nonce, batch, now)));
             }
-            if progress == Progress::More {
+            if !whole {
                 return Ok(Step::Working);
             }
             moved |= typed.interest.cursor() > before;
@@ -220,6 +253,24 @@ impl Session {
             store.read(typed.kind?, |table| table.after(cursor).next().map(|(sequence, _)| sequence))
         });
         unsent.min().unwrap_or(u64::MAX)
+    }
+
+    /// Everything there was when the client asked for it.
+    fn has_sent_others(&self, own: usize) -> bool {
+        let mut others = self.types.iter().enumerate().filter(|(index, _)| *index != own);
+        others.all(|(_, typed)| typed.interest.is_caught_up())
+    }
+
+    /// A first answer goes on only when it is given room.
+    pub fn waits_for_room(&self) -> bool {
+        self.types.iter().any(|typed| typed.waits_for_room)
+    }
+
+    pub fn give_room(&mut self, room: Room) {
+        if let Some(typed) = self.types.iter_mut().find(|typed| typed.waits_for_room) {
+            typed.waits_for_room = false;
+            typed.room = Some(room);
+        }
     }
 
     /// When `tick` has something to say.
@@ -249,9 +300,16 @@ impl Session {
 impl Typed {
     fn new(type_url: &str) -> Self {
         let kind = Kind::from_type_url(type_url);
-        let type_url = type_url.into();
-        let (interest, record) = (Interest::default(), report::Record::default());
-        Self { type_url, kind, interest, owes: true, in_flight: None, record }
+        Self {
+            type_url: type_url.into(),
+            kind,
+            interest: Interest::default(),
+            first: Some(Batch::new(0)),
+            room: None,
+            waits_for_room: false,
+            in_flight: None,
+            record: report::Record::default(),
+        }
     }
 
     fn change(&mut self, request: DeltaDiscoveryRequest, first: bool, most: usize) -> Result<(), End> {
@@ -285,6 +343,25 @@ impl Typed {
         })
     }
 
+    /// What is to be filled next. Of a first answer that is begun, an empty one stays behind until it is put back.
+    fn batch(&mut self, settings: &Settings) -> Batch {
+        let limit = match self.room {
+            Some(_) => settings.first_response_bytes,
+            None => settings.response_bytes,
+        };
+        match &mut self.first {
+            Some(first) if self.kind == Some(Kind::Authorization) && self.interest.is_wildcard() => {
+                std::mem::replace(first, Batch::new(0)).again(limit)
+            }
+            _ => Batch::new(limit),
+        }
+    }
+
+    /// Its first answer does, and is whole.
+    fn comes_last(&self) -> bool {
+        self.first.is_some() && self.kind == Some(Kind::Authorization) && self.interest.is_wildcard()
+    }
+
     fn tell(
         &mut self,
         store: &Store,
@@ -295,17 +372,20 @@ impl Typed {
     ) -> Result<Progress, End> {
         let Some(kind) = self.kind else { return Ok(self.interest.tell_nothing(batch)) };
         let view = View { kind, client, scope, until };
-        let told = store.read(kind, |table| self.interest.tell(table, &view, batch));
+        let told = match self.comes_last() {
+            true => store.read(kind, |table| self.interest.tell_all(table, &view, batch)),
+            false => store.read(kind, |table| self.interest.tell(table, &view, batch)),
+        };
         told.map_err(|_| End::Behind(Arc::clone(&self.type_url)))
     }
 
     fn send(&mut self, nonce: String, batch: Batch, now: Instant) -> Response {
-        self.owes = false;
+        self.first = None;
         let sequence = self.interest.cursor();
         self.record.responses += 1;
         self.record.sent = sequence;
         self.in_flight = Some(InFlight { nonce: nonce.clone(), sent: now, sequence });
-        Response { type_url: Arc::clone(&self.type_url), nonce, sequence, batch }
+        Response { type_url: Arc::clone(&self.type_url), nonce, sequence, batch, room: self.room.take() }
     }
 
     fn report(&self, store: &Store, now: Instant) -> TypeReport {

@@ -3,18 +3,21 @@
 //! The next response is made only when the last one is on its way, from what the store is by then. It is handed over
 //! through a queue of one and becomes bytes when the connection has room for it.
 
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Buf;
 use http_body::Body;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use super::clients::{Clients, Registered};
 use super::grpc::{Inbound, Incoming};
-use super::response::Response;
+use super::response::{Response, Room};
 use super::session::{Received, Session, Step};
 use super::store::Store;
 
@@ -28,6 +31,9 @@ const READ_DEADLINE: Duration = Duration::from_secs(60);
 pub(super) struct Stream<B> {
     pub(super) inbound: Inbound<B>,
     pub(super) responses: mpsc::Sender<Response>,
+    /// Counts what the client has read.
+    pub(super) taken: Arc<AtomicUsize>,
+    pub(super) rooms: Arc<Semaphore>,
     pub(super) end: Arc<OnceLock<Status>>,
     pub(super) store: Store,
     pub(super) changes: watch::Receiver<u64>,
@@ -44,11 +50,22 @@ enum Done {
     Unread,
 }
 
+/// The client has read so much and no more since then.
+#[derive(Clone, Copy)]
+struct Unread {
+    since: Instant,
+    taken: usize,
+}
+
+/// A place in the queue for room, which is kept while other things happen.
+struct Waiting(Option<Pin<Box<dyn Future<Output = Option<Room>> + Send>>>);
+
 enum Event {
     Stop(&'static str),
     Request(Result<Option<Box<Incoming>>, Status>),
     /// The client has read; or has gone, which is found out at once.
     Read,
+    Room(Room),
     Change,
     Deadline,
 }
@@ -81,15 +98,17 @@ where
         let mut unread_since = None;
         // The place of a large request, held until what it lists is compared for the most part.
         let mut place = None;
+        let mut room = Waiting(None);
         loop {
             match self.advance().await {
                 Ok(Done::Idle) => unread_since = None,
-                Ok(Done::Unread) => _ = unread_since.get_or_insert_with(Instant::now),
+                Ok(Done::Unread) => _ = unread_since.get_or_insert_with(|| self.unread()),
                 Err(status) => return status,
             }
             drop(place.take());
+            room.wait_if(self.session().waits_for_room(), &self.rooms);
             let silent = self.session().node().is_none().then_some(begun + FIRST_REQUEST_DEADLINE);
-            let unread = unread_since.map(|since| since + READ_DEADLINE);
+            let unread = unread_since.map(|Unread { since, .. }| since + READ_DEADLINE);
             let answer = self.session().next_deadline().map(Instant::from_std);
             let deadlines = [silent, unread, answer, self.inbound.deadline()];
             let deadline = deadlines.into_iter().flatten().min();
@@ -103,6 +122,7 @@ where
                     Ok(()) => Event::Change,
                     Err(_) => Event::Stop("there is nothing to serve any more"),
                 },
+                Some(given) = room.given() => Event::Room(given),
                 () = until(deadline) => Event::Deadline,
             };
             match event {
@@ -114,8 +134,17 @@ where
                     Err(status) => return status,
                 },
                 Event::Read => unread_since = None,
+                Event::Room(given) => self.session().give_room(given),
                 Event::Change => {}
                 Event::Deadline => {
+                    // What is long is read for long.
+                    let unread = match unread_since {
+                        Some(before) if before.taken != self.taken.load(Ordering::Relaxed) => {
+                            unread_since = Some(self.unread());
+                            None
+                        }
+                        _ => unread,
+                    };
                     if let Some(status) = self.overdue(silent, unread) {
                         return status;
                     }
@@ -177,8 +206,27 @@ where
         self.session().tick(now.into_std()).err().map(|end| end.status())
     }
 
+    fn unread(&self) -> Unread {
+        Unread { since: Instant::now(), taken: self.taken.load(Ordering::Relaxed) }
+    }
+
     fn session(&self) -> MutexGuard<'_, Session> {
         session(&self.registered)
+    }
+}
+
+impl Waiting {
+    fn wait_if(&mut self, needed: bool, rooms: &Arc<Semaphore>) {
+        if needed && self.0.is_none() {
+            let rooms = Arc::clone(rooms);
+            self.0 = Some(Box::pin(async move { rooms.acquire_owned().await.ok() }));
+        }
+    }
+
+    async fn given(&mut self) -> Option<Room> {
+        let given = self.0.as_mut()?.await;
+        self.0 = None;
+        given
     }
 }
 

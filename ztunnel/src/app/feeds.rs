@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
+use std::future::Future;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -38,6 +39,8 @@ pub(super) struct Feeds {
     pub(super) demand: Option<Demand>,
     /// `None` without an xDS server.
     pub(super) discovery: Option<watch::Receiver<Status>>,
+    /// Becomes true once the state is whole; `None` when it is from the start.
+    complete: Option<watch::Receiver<bool>>,
 }
 
 /// Who is told.
@@ -79,13 +82,27 @@ pub(super) fn start(
             Some(follow_discovery(config, Grpc::new(transport)?, sink, pending, stop)?)
         }
     };
-    let Some(Handle { demand, status, .. }) = discovery else {
-        return Ok(Feeds { reader, applied, demand: None, discovery: None });
+    let Some(Handle { demand, status, synced }) = discovery else {
+        return Ok(Feeds { reader, applied, demand: None, discovery: None, complete: None });
     };
     let shown = status.clone();
     metrics.show_discovery(move || facts(&shown.borrow()));
     let demand = config.xds.on_demand.then(|| Demand::new(demand, reader.clone()));
-    Ok(Feeds { reader, applied, demand, discovery: Some(status) })
+    Ok(Feeds { reader, applied, demand, discovery: Some(status), complete: Some(synced) })
+}
+
+impl Feeds {
+    /// Resolves once the state is whole for the first time.
+    pub(super) fn complete(&self) -> impl Future<Output = ()> + use<> {
+        let complete = self.complete.clone();
+        async move {
+            let Some(mut complete) = complete else { return };
+            // It never will be when the feed is stopped.
+            if complete.wait_for(|complete| *complete).await.is_err() {
+                std::future::pending().await
+            }
+        }
+    }
 }
 
 fn follow_static(
@@ -162,6 +179,10 @@ impl<S: Sink> Sink for Both<S> {
         }
         rejected
     }
+
+    fn synced(&mut self) {
+        self.state.synced();
+    }
 }
 
 /// Tells those whose work depends on the state.
@@ -174,8 +195,8 @@ struct News {
 impl News {
     fn tell(&self, changes: &Changes) {
         let Audience { metrics, identities, node, .. } = &self.audience;
-        metrics.policies_missing.set(i64::try_from(changes.missing).unwrap_or(i64::MAX));
-        for missing in &changes.newly_missing {
+        metrics.policies_missing.set(i64::try_from(changes.missing.count).unwrap_or(i64::MAX));
+        for missing in &changes.missing.new {
             events::PolicyMissing { workload: &missing.workload, policy: &missing.policy }.emit(metrics);
         }
         let Some(node) = node else { return };

@@ -42,11 +42,15 @@ pub struct Changes {
     pub workloads: Vec<WorkloadChange>,
     pub services: Vec<NamespacedHostname>,
     pub policies: Vec<PolicyKey>,
-    /// Policies that workloads of this node name but that are not there: until they come, nothing reaches these
-    /// workloads.
-    pub missing: usize,
+    pub missing: Missing,
+}
+
+/// Policies that workloads of this node name but that are not there: until they come, nothing reaches these workloads.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Missing {
+    pub count: usize,
     /// Those of them that were not missing before.
-    pub newly_missing: Vec<MissingPolicy>,
+    pub new: Vec<MissingPolicy>,
 }
 
 /// One of the two is there, and they differ.
@@ -74,6 +78,8 @@ pub struct Applier {
     /// Workloads of this node that name policies.
     naming: HashMap<WorkloadUid, Arc<Workload>>,
     missing: BTreeSet<MissingPolicy>,
+    /// What is missing may be another set by now.
+    look: bool,
     changed: bool,
 }
 
@@ -100,12 +106,23 @@ impl Applier {
         self.next.clone()
     }
 
-    /// The policies that workloads of this node name but that are not there.
-    pub fn missing(&self) -> usize {
-        self.missing.len()
+    /// Looks for what is missing now. Between pieces of one state there is no need to.
+    pub fn look_for_missing(&mut self) -> Missing {
+        let mut new = Vec::new();
+        if std::mem::take(&mut self.look) {
+            let missing = self.naming.values().flat_map(|workload| {
+                self.next
+                    .missing_policies(workload)
+                    .map(|policy| MissingPolicy { workload: workload.uid.clone(), policy: policy.clone() })
+            });
+            let missing: BTreeSet<MissingPolicy> = missing.collect();
+            new = missing.difference(&self.missing).cloned().collect();
+            self.missing = missing;
+        }
+        Missing { count: self.missing.len(), new }
     }
 
-    /// `None` when the batch changes nothing.
+    /// `None` when the batch changes nothing. What is missing is as it was when it was looked for last.
     pub fn apply(&mut self, origin: Origin, batch: Batch) -> Option<Changes> {
         let mut changes = Changes::default();
         for name in &batch.removed_addresses {
@@ -133,10 +150,8 @@ impl Applier {
             let key = policy.key.clone();
             self.policy(origin, &key, Some(Arc::new(policy)), &mut changes);
         }
-        std::mem::take(&mut self.changed).then(|| {
-            self.look_for_missing(&mut changes);
-            changes
-        })
+        changes.missing.count = self.missing.len();
+        std::mem::take(&mut self.changed).then_some(changes)
     }
 
     /// Makes the static configuration this one: what it does not say any more is removed.
@@ -186,12 +201,13 @@ impl Applier {
         self.changed = true;
         index::workload(&mut self.next, self.node.as_deref(), &turn);
         let (before, after) = turn;
-        self.naming.remove(uid);
+        self.look |= self.naming.remove(uid).is_some();
         if let Some(workload) = &after
             && !workload.authorization_policies.is_empty()
             && index::is_local(self.node.as_deref(), workload)
         {
             self.naming.insert(uid.clone(), workload.clone());
+            self.look = true;
         }
         if before != after {
             changes.workloads.push(WorkloadChange { before, after });
@@ -221,31 +237,9 @@ impl Applier {
         index::policy(&mut self.next, &turn);
         if turn.0 != turn.1 {
             self.next.policy_generation += 1;
+            self.look = true;
             changes.policies.push(key.clone());
         }
-    }
-
-    fn look_for_missing(&mut self, changes: &mut Changes) {
-        let touched = |change: &WorkloadChange| {
-            let named = |workload: &Option<Arc<Workload>>| {
-                workload.as_ref().is_some_and(|workload| {
-                    !workload.authorization_policies.is_empty()
-                        && index::is_local(self.node.as_deref(), workload)
-                })
-            };
-            named(&change.before) || named(&change.after)
-        };
-        if !changes.policies.is_empty() || changes.workloads.iter().any(touched) {
-            let missing = self.naming.values().flat_map(|workload| {
-                self.next
-                    .missing_policies(workload)
-                    .map(|policy| MissingPolicy { workload: workload.uid.clone(), policy: policy.clone() })
-            });
-            let missing: BTreeSet<MissingPolicy> = missing.collect();
-            changes.newly_missing = missing.difference(&self.missing).cloned().collect();
-            self.missing = missing;
-        }
-        changes.missing = self.missing.len();
     }
 }
 

@@ -17,17 +17,18 @@ pub const ADDRESS: &str = "type.googleapis.com/istio.workload.Address";
 /// Policies.
 pub const AUTHORIZATION: &str = "type.googleapis.com/istio.security.Authorization";
 
-/// Applies updates to the state and hands on what they changed.
+/// Applies updates to the state and hands on what they changed. The first state is published when all of it is there.
 pub struct Feed<F> {
     writer: Rc<RefCell<Writer>>,
     changed: F,
+    synced: bool,
     interner: Interner,
 }
 
 impl<F: FnMut(Changes)> Feed<F> {
     /// The writer is shared with whoever else feeds on this thread.
     pub fn new(writer: Rc<RefCell<Writer>>, changed: F) -> Self {
-        Self { writer, changed, interner: Interner::default() }
+        Self { writer, changed, synced: false, interner: Interner::default() }
     }
 }
 
@@ -42,9 +43,20 @@ impl<F: FnMut(Changes)> Sink for Feed<F> {
                 return Vec::new();
             }
         };
-        let changes = self.writer.borrow_mut().apply(Origin::Discovery, batch);
+        let mut writer = self.writer.borrow_mut();
+        let changes = match self.synced {
+            true => writer.apply(Origin::Discovery, batch),
+            false => writer.prepare(Origin::Discovery, batch),
+        };
+        drop(writer);
         (self.changed)(changes);
         rejected
+    }
+
+    fn synced(&mut self) {
+        self.synced = true;
+        let missing = self.writer.borrow_mut().publish();
+        (self.changed)(Changes { missing, ..Changes::default() });
     }
 }
 

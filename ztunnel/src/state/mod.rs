@@ -16,7 +16,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::watch;
 use ztunnel_model::codec::static_config::StaticConfig;
 
-pub use apply::{Applier, Batch, Changes, Origin};
+pub use apply::{Applier, Batch, Changes, Missing, Origin};
 pub use demand::Demand;
 pub use snapshot::{Backends, Endpoint, Snapshot};
 
@@ -50,37 +50,32 @@ impl Writer {
     /// Applies what an origin says. Publishes it, and wakes whoever watches, when it changes anything.
     pub fn apply(&mut self, origin: Origin, batch: Batch) -> Changes {
         let changes = self.prepare(origin, batch);
-        self.publish();
-        changes
+        Changes { missing: self.publish(), ..changes }
     }
 
     /// As `apply`, without publishing. A large state that arrives in pieces is ready in half the time when nobody reads
     /// it in between: what is not shared with a snapshot need not be copied.
     pub fn prepare(&mut self, origin: Origin, batch: Batch) -> Changes {
         let changes = self.applier.apply(origin, batch);
-        self.prepared(changes)
+        self.unpublished |= changes.is_some();
+        changes.unwrap_or_default()
     }
 
     /// Makes the static configuration this one; what discovery said stays.
     pub fn replace_static(&mut self, config: &StaticConfig) -> Changes {
         let changes = self.applier.replace_static(config);
-        let changes = self.prepared(changes);
-        self.publish();
-        changes
+        self.unpublished |= changes.is_some();
+        Changes { missing: self.publish(), ..changes.unwrap_or_default() }
     }
 
     /// Publishes what was prepared, if anything was.
-    pub fn publish(&mut self) {
+    pub fn publish(&mut self) -> Missing {
         self.retired.retain(|snapshot| Arc::strong_count(snapshot) > 1);
         if std::mem::take(&mut self.unpublished) {
             self.retired.push(self.current.swap(Arc::new(self.applier.snapshot())));
             self.published.send_modify(|generation| *generation += 1);
         }
-    }
-
-    fn prepared(&mut self, changes: Option<Changes>) -> Changes {
-        self.unpublished |= changes.is_some();
-        changes.unwrap_or_else(|| Changes { missing: self.applier.missing(), ..Changes::default() })
+        self.applier.look_for_missing()
     }
 }
 

@@ -138,7 +138,20 @@ impl Interest {
         Ok(self.follow(table, view, batch))
     }
 
-    /// The same of a type that nobody has resources of.
+    /// What there is of everything and nothing else, so that what changes between two calls cannot contradict what the batch
+    /// has already.
+    pub(super) fn tell_all(
+        &mut self,
+        table: &Table,
+        view: &View<'_>,
+        batch: &mut Batch,
+    ) -> Result<Progress, Missed> {
+        self.begin(table.latest());
+        self.notice_forgotten(table)?;
+        Ok(self.compare(table, view, batch))
+    }
+
+    /// As `tell`, of a type that nobody has resources of.
     pub(super) fn tell_nothing(&mut self, batch: &mut Batch) -> Progress {
         let held = match self.walk.take() {
             Some(Walk::Compare { held, .. }) => held.into_keys().collect(),

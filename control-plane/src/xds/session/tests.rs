@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use bytes::{Buf, Bytes};
 use prost::Message;
 use prost_types::{Struct, Value, value};
+use tokio::sync::Semaphore;
 use xds_client::proto::{self, DeltaDiscoveryResponse};
 
 use super::*;
@@ -29,6 +30,9 @@ struct Script {
     scope: Arc<dyn Scope>,
     now: Instant,
     streams: u64,
+    rooms: Arc<Semaphore>,
+    /// What the script is about.
+    kind: Kind,
 }
 
 impl Script {
@@ -42,7 +46,17 @@ impl Script {
         writer.complete();
         let scope: Arc<dyn Scope> = Arc::new(Everything);
         let session = Session::new(0, settings, Arc::clone(&scope), Some("n1".into()));
-        Self { writer, store, session, settings, scope, now: Instant::now(), streams: 0 }
+        Self {
+            writer,
+            store,
+            session,
+            settings,
+            scope,
+            now: Instant::now(),
+            streams: 0,
+            rooms: Arc::new(Semaphore::new(1)),
+            kind: Kind::Address,
+        }
     }
 
     fn set(&mut self, names: &[(&str, &str)]) {
@@ -52,7 +66,7 @@ impl Script {
     /// Names, bodies and aliases, the latter with spaces between them.
     fn set_aliased(&mut self, resources: &[(&str, &str, &str)]) {
         let set = resources.iter().map(|(name, body, aliases)| Resource {
-            kind: Kind::Address,
+            kind: self.kind,
             name: (*name).into(),
             aliases: aliases.split_whitespace().map(Arc::from).collect(),
             node: None,
@@ -62,7 +76,7 @@ impl Script {
     }
 
     fn remove(&mut self, name: &str) {
-        self.writer.apply(Changes { set: Vec::new(), removed: vec![(Kind::Address, name.into())] });
+        self.writer.apply(Changes { set: Vec::new(), removed: vec![(self.kind, name.into())] });
     }
 
     fn reconnect(&mut self) {
@@ -79,12 +93,18 @@ impl Script {
     fn hear(&mut self) -> Option<DeltaDiscoveryResponse> {
         for _ in 0..100_000 {
             match self.session.poll(&self.store, self.now).unwrap() {
-                Step::Send(response) => return Some(decode(&response)),
+                Step::Send(response) => return Some(decode(response)),
                 Step::Working => {}
+                Step::Idle if self.session.waits_for_room() => self.give_room(),
                 Step::Idle => return None,
             }
         }
         panic!("it works for ever");
+    }
+
+    fn give_room(&mut self) {
+        let room = Arc::clone(&self.rooms).try_acquire_owned().expect("the last one was given back");
+        self.session.give_room(room);
     }
 
     /// The next response in short, which is acknowledged: "a=1 -b".
@@ -95,8 +115,8 @@ impl Script {
     }
 }
 
-fn decode(response: &Response) -> DeltaDiscoveryResponse {
-    let mut bytes = response.encode();
+fn decode(response: Response) -> DeltaDiscoveryResponse {
+    let mut bytes = Bytes::from_iter(response.into_pieces().flatten());
     assert_eq!(bytes.get_u8(), 0);
     assert_eq!(bytes.get_u32() as usize, bytes.len());
     DeltaDiscoveryResponse::decode(bytes).unwrap()

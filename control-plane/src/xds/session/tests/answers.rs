@@ -42,7 +42,7 @@ fn nothing_is_answered_before_the_store_is_complete() {
     assert!(matches!(session.poll(&store, now).unwrap(), Step::Idle));
     writer.complete();
     let Step::Send(response) = session.poll(&store, now).unwrap() else { panic!("it is time") };
-    assert_eq!(short(&decode(&response)), "-a");
+    assert_eq!(short(&decode(response)), "-a");
 }
 
 #[test]
@@ -116,28 +116,131 @@ fn who_does_not_answer_is_given_up_at_the_deadline() {
     assert_eq!(script.session.next_deadline(), None, "an idle client may be idle for ever");
 }
 
+/// Settings with small responses, so that little is much.
+fn small() -> Settings {
+    Settings { response_bytes: 64 * 1024, ..Settings::default() }
+}
+
+/// More than 5 MB of a kind.
+fn fill(script: &mut Script, kind: Kind) -> Vec<String> {
+    let mut all: Vec<(String, String)> = (0..5000).map(|n| (format!("name{n}"), "x".repeat(1000))).collect();
+    all.push(("large".to_owned(), "y".repeat(100_000)));
+    let set = all.iter().map(|(name, body)| resource(kind, name, body));
+    script.writer.apply(Changes { set: set.collect(), removed: Vec::new() });
+    let mut names: Vec<String> = all.into_iter().map(|(name, _)| name).collect();
+    names.sort();
+    names
+}
+
+fn resource(kind: Kind, name: &str, body: &str) -> Resource {
+    let body = Bytes::copy_from_slice(body.as_bytes());
+    Resource { kind, name: name.into(), aliases: Vec::new(), node: None, body }
+}
+
+fn policies(request: DeltaDiscoveryRequest) -> DeltaDiscoveryRequest {
+    DeltaDiscoveryRequest { type_url: AUTHORIZATION.to_owned(), ..request }
+}
+
+fn names(response: &DeltaDiscoveryResponse) -> Vec<String> {
+    let mut names: Vec<String> = response.resources.iter().map(|resource| resource.name.clone()).collect();
+    names.sort();
+    names
+}
+
+fn hear_all(script: &mut Script) -> Vec<DeltaDiscoveryResponse> {
+    let mut heard = Vec::new();
+    while let Some(response) = script.hear() {
+        script.say(answer(&response));
+        heard.push(response);
+    }
+    heard
+}
+
 #[test]
 fn a_large_state_comes_in_small_responses() {
-    let settings = Settings { response_bytes: 64 * 1024, ..Settings::default() };
-    let mut script = Script::with(10, settings);
-    let (body, large) = ("x".repeat(1000), "y".repeat(100_000));
-    let mut names: Vec<String> = (0..5000).map(|n| format!("name{n}")).collect();
-    script.set(&names.iter().map(|name| (name.as_str(), body.as_str())).collect::<Vec<_>>());
-    script.set(&[("large", &large)]);
-    names.push("large".to_owned());
+    let mut script = Script::with(10, small());
+    let all = fill(&mut script, Kind::Address);
     script.say(wildcard());
-    let (mut heard, mut responses) = (Vec::new(), 0);
-    while let Some(response) = script.hear() {
+    let heard = hear_all(&mut script);
+    for response in &heard {
         let length = response.encoded_len();
         assert!(length <= 65 * 1024 || response.resources.len() == 1, "{length}");
-        heard.extend(response.resources.iter().map(|resource| resource.name.clone()));
-        responses += 1;
-        script.say(answer(&response));
     }
-    assert!((80..120).contains(&responses), "{responses}");
-    names.sort();
+    assert!((80..120).contains(&heard.len()), "{}", heard.len());
+    let mut heard: Vec<String> = heard.iter().flat_map(names).collect();
     heard.sort();
-    assert_eq!(heard, names);
+    assert_eq!(heard, all);
+}
+
+#[test]
+fn policies_come_last_and_whole_because_clients_start_with_them() {
+    let mut script = Script::with(10, small());
+    let all = [Kind::Address, Kind::Authorization].map(|kind| fill(&mut script, kind));
+    script.say(wildcard());
+    script.say(policies(wildcard()));
+    let mut heard = hear_all(&mut script);
+    let last = heard.pop().expect("the policies");
+    assert!(heard.len() > 80 && heard.iter().all(|response| response.type_url == ADDRESS));
+    let mut before: Vec<String> = heard.iter().flat_map(names).collect();
+    before.sort();
+    assert_eq!(
+        (before, last.type_url.as_str(), names(&last)),
+        (all[0].clone(), AUTHORIZATION, all[1].clone())
+    );
+    assert_eq!(script.rooms.available_permits(), 1, "room is given back");
+}
+
+#[test]
+fn what_changes_while_the_first_policies_wait_for_room_comes_after_them() {
+    let mut script = Script::with(10, small());
+    let all = fill(&mut script, Kind::Authorization);
+    script.say(policies(wildcard()));
+    let step = script.session.poll(&script.store, script.now).unwrap();
+    assert!(matches!(step, Step::Idle) && script.session.waits_for_room(), "it is longer than others");
+    let set =
+        [("name8", "new"), ("another", "1")].map(|(name, body)| resource(Kind::Authorization, name, body));
+    let removed = vec![(Kind::Authorization, "name7".into())];
+    script.writer.apply(Changes { set: set.into(), removed });
+    let first = script.hear().expect("the first answer");
+    assert_eq!(names(&first), all);
+    assert!(first.removed_resources.is_empty());
+    script.say(answer(&first));
+    assert_eq!(script.told(), "-name7 another=1 name8=new");
+    assert_eq!(script.told(), "nothing");
+}
+
+#[test]
+fn a_first_answer_without_room_holds_nobody_else_up() {
+    let mut script = Script::with(10, small());
+    fill(&mut script, Kind::Authorization);
+    script.say(policies(wildcard()));
+    assert!(matches!(script.session.poll(&script.store, script.now).unwrap(), Step::Idle));
+    script.say(wildcard());
+    let Step::Send(other) = script.session.poll(&script.store, script.now).unwrap() else {
+        panic!("no answer")
+    };
+    assert_eq!(*other.type_url, *ADDRESS);
+    assert!(script.session.waits_for_room());
+    // It wants no more than one resource by now.
+    script.say(policies(change("large", "*")));
+    script.give_room();
+    assert_eq!(names(&script.hear().expect("an answer")), ["large"]);
+}
+
+#[test]
+fn what_no_client_takes_at_once_comes_in_parts() {
+    let mut script = Script::with(10, Settings { first_response_bytes: 1024 * 1024, ..small() });
+    let all = fill(&mut script, Kind::Authorization);
+    script.say(policies(wildcard()));
+    let heard = hear_all(&mut script);
+    let lengths: Vec<usize> = heard.iter().map(Message::encoded_len).collect();
+    assert!((1000 * 1024..1025 * 1024).contains(&lengths[0]) && lengths.len() > 50, "{lengths:?}");
+    let mut rest =
+        heard[1..].iter().filter(|response| response.resources.len() > 1).map(Message::encoded_len);
+    assert!(rest.all(|length| length <= 65 * 1024), "{lengths:?}");
+    let mut heard: Vec<String> = heard.iter().flat_map(names).collect();
+    heard.sort();
+    assert_eq!(heard, all);
 }
 
 #[test]

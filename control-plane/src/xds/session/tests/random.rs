@@ -50,15 +50,25 @@ struct Story {
 impl Story {
     fn new(seed: u64) -> Self {
         let mut random = StdRng::seed_from_u64(seed);
-        let settings = Settings { response_bytes: random.random_range(1..400), ..Settings::default() };
-        let script = Script::with(random.random_range(1..8), settings);
+        let settings = Settings {
+            response_bytes: random.random_range(1..400),
+            first_response_bytes: random.random_range(1..1000),
+            ..Settings::default()
+        };
+        let mut script = Script::with(random.random_range(1..8), settings);
+        script.kind = if random.random() { Kind::Address } else { Kind::Authorization };
         let client = Client { wildcard: random.random(), ..Client::default() };
         let mut story = Self { random, script, client, there: HashMap::new() };
         for _ in 0..story.random.random_range(0..20) {
             story.change();
         }
-        story.script.say(story.client.begin());
+        story.say(story.client.begin());
         story
+    }
+
+    fn say(&mut self, request: DeltaDiscoveryRequest) {
+        let type_url = self.script.kind.type_url().to_owned();
+        self.script.say(DeltaDiscoveryRequest { type_url, ..request });
     }
 
     fn word(&mut self, prefix: &str) -> String {
@@ -80,7 +90,7 @@ impl Story {
     fn reconnect(&mut self) {
         self.client.unanswered = None;
         self.script.reconnect();
-        self.script.say(self.client.begin());
+        self.say(self.client.begin());
     }
 
     fn hear(&mut self) {
@@ -90,12 +100,19 @@ impl Story {
         loop {
             match self.script.session.poll(&self.script.store, self.script.now) {
                 Ok(Step::Send(response)) => {
-                    let response = decode(&response);
+                    let response = decode(response);
                     self.client.apply(&response);
                     self.client.unanswered = Some(response);
                     return;
                 }
                 Ok(Step::Working) => {}
+                Ok(Step::Idle) if self.script.session.waits_for_room() => {
+                    // Sometimes much happens before there is room.
+                    if self.random.random_range(0..3) > 0 {
+                        return;
+                    }
+                    self.script.give_room();
+                }
                 Ok(Step::Idle) => return,
                 Err(End::Behind(_)) => self.reconnect(),
                 Err(end) => panic!("{end}"),
@@ -110,9 +127,9 @@ impl Story {
             self.client.keys.swap_remove(known);
             let keys = &self.client.keys;
             self.client.held.retain(|name, (.., alias)| *name != key || keys.contains(alias));
-            self.script.say(change("", &key));
+            self.say(change("", &key));
         } else {
-            self.script.say(change(&key, ""));
+            self.say(change(&key, ""));
             self.client.keys.push(key);
         }
     }
@@ -123,7 +140,7 @@ impl Story {
             8..12 => self.hear(),
             12..17 => {
                 if let Some(response) = self.client.unanswered.take() {
-                    self.script.say(answer(&response));
+                    self.say(answer(&response));
                 }
             }
             17..19 if !self.client.wildcard => self.ask(),
@@ -134,10 +151,10 @@ impl Story {
     fn settle(&mut self) {
         for _ in 0..1000 {
             if let Some(response) = self.client.unanswered.take() {
-                self.script.say(answer(&response));
+                self.say(answer(&response));
             }
             self.hear();
-            if self.client.unanswered.is_none() {
+            if self.client.unanswered.is_none() && !self.script.session.waits_for_room() {
                 return;
             }
         }

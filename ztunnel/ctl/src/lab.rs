@@ -40,9 +40,12 @@ enum Action {
     },
     /// Show nodes, pods, and what is wrong in the folder
     Status,
-    /// Keep a lab in step with its folder; `up` starts this
-    #[command(hide = true)]
-    Follow,
+    /// Start what keeps the lab in step with its folder again, should it have ended; `up` starts it first
+    Follow {
+        /// Be it, rather than start it
+        #[arg(long, hide = true)]
+        foreground: bool,
+    },
     /// Take the lab down; nothing is left behind
     Down,
 }
@@ -82,10 +85,11 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, Error> {
         Some(Action::Up) => up(&arguments),
         Some(Action::Exec { target, command }) => exec(&arguments.name, target, command),
         Some(Action::Status) => status(&arguments),
-        Some(Action::Follow) => {
+        Some(Action::Follow { foreground: true }) => {
             ztunnel_lab::follow(&arguments.name)?;
             Ok(ExitCode::SUCCESS)
         }
+        Some(Action::Follow { foreground: false }) => follow(&arguments.name),
         Some(Action::Down) => {
             let was_up = Lab::down(&arguments.name)?;
             println!("lab \"{}\" {}", arguments.name, if was_up { "is down" } else { "was not up" });
@@ -104,6 +108,13 @@ fn up(arguments: &Arguments) -> Result<ExitCode, Error> {
     lab.start_follower(&std::env::current_exe().map_err(Error::Own)?)?;
     lab.keep();
     status(arguments)
+}
+
+fn follow(name: &str) -> Result<ExitCode, Error> {
+    let mut lab = Lab::attach(name)?;
+    let started = lab.start_follower(&std::env::current_exe().map_err(Error::Own)?)?;
+    println!("the follower of lab \"{name}\" {}", if started { "is started" } else { "runs already" });
+    Ok(ExitCode::SUCCESS)
 }
 
 fn is_manifest(path: &Path) -> bool {

@@ -6,6 +6,7 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use ztunnel_lab::process::Process;
 use ztunnel_lab::wait_until;
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -135,6 +136,8 @@ fn a_running_lab_follows_its_folder() {
     bed.write("shop.yaml", &PODS.replace("replicas: 2", "replicas: 1"));
     soon(|| bed.pods() == ["cart-0"]).expect("pods go");
 
+    the_followers_death_is_told_and_mended(&bed);
+
     bed.write("policy.yaml", "kind: [");
     let mistaken = |bed: &Bed| bed.status()["mistakes"].to_string().contains("policy.yaml:");
     soon(|| mistaken(&bed)).expect("the status tells the mistake");
@@ -143,4 +146,25 @@ fn a_running_lab_follows_its_folder() {
     soon(|| !bed.policies().contains("closed")).expect("the policy goes with its file");
     soon(|| !mistaken(&bed)).expect("and its mistake");
     assert_eq!(fs::read_dir(&bed.folder).expect("the folder").count(), 2, "the lab writes nothing there");
+}
+
+fn the_followers_death_is_told_and_mended(bed: &Bed) {
+    let record = PathBuf::from("/run/ztunnel-lab").join(&bed.name).join("follow.pid");
+    let recorded = || fs::read_to_string(&record).expect("it is recorded");
+    let first = recorded();
+    Process::recorded(&record).expect("it runs").kill();
+    fs::write(&record, first).expect("a crash leaves the record behind");
+    soon(|| bed.status()["follower"] == "not running").expect("its death shows");
+    let told = String::from_utf8_lossy(&bed.lab(&["status"]).stdout).into_owned();
+    let remedy = format!("ztunnelctl lab --name {} follow", bed.name);
+    assert!(told.contains(&remedy) && told.contains("follow.log"), "{told}");
+    let follow = || String::from_utf8_lossy(&bed.lab(&["follow"]).stdout).into_owned();
+    assert!(follow().contains("is started"));
+    assert_eq!(bed.status()["follower"], "running");
+    let second = recorded();
+    assert!(follow().contains("runs already") && recorded() == second, "it is not started twice");
+    bed.write("shop.yaml", PODS);
+    soon(|| bed.pods() == ["cart-0", "cart-1"]).expect("the folder is followed again");
+    bed.write("shop.yaml", &PODS.replace("replicas: 2", "replicas: 1"));
+    soon(|| bed.pods() == ["cart-0"]).expect("and again");
 }

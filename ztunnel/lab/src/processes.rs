@@ -13,6 +13,8 @@ use crate::{Lab, namespace};
 
 const CONTROLLER_PORT: u16 = 15012;
 const STATUS_PORT: u16 = 15014;
+/// In the lab's state.
+pub(crate) const FOLLOWER_LOG: &str = "follow.log";
 const CONNECT_DEADLINE: Duration = Duration::from_secs(1);
 
 impl Lab {
@@ -128,20 +130,24 @@ impl Lab {
         Err(Error::NotReady { what: format!("the proxy of {node}"), log })
     }
 
-    /// Starts `PROGRAM lab --name NAME follow`, which keeps the lab in step with its folder.
-    pub fn start_follower(&mut self, program: &Path) -> Result<(), Error> {
+    /// Starts `PROGRAM lab --name NAME follow --foreground`, which keeps the lab in step with its folder; `false` if it
+    /// runs already.
+    pub fn start_follower(&mut self, program: &Path) -> Result<bool, Error> {
+        if self.follower.as_ref().is_some_and(Process::runs) {
+            return Ok(false);
+        }
         let folder = self.folder();
         let process = Process::start(Start {
             namespace: &self.underlay(),
             program,
-            arguments: ["lab", "--name", &self.name, "follow"].map(str::to_owned).into(),
+            arguments: ["lab", "--name", &self.name, "follow", "--foreground"].map(str::to_owned).into(),
             environment: Vec::new(),
             user: None,
-            log: &folder.join("follow.log"),
+            log: &folder.join(FOLLOWER_LOG),
             record: &folder.join("follow.pid"),
         })?;
         self.follower = Some(process);
-        Ok(())
+        Ok(true)
     }
 
     pub(crate) fn root_path(&self) -> PathBuf {

@@ -8,6 +8,9 @@ use serde::Serialize;
 use crate::Lab;
 use crate::node::NodeHandle;
 use crate::process::Process;
+use crate::processes::FOLLOWER_LOG;
+
+const NOT_RUNNING: &str = "not running";
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -17,6 +20,7 @@ pub struct Status {
     controller: &'static str,
     /// Whether edits of the folder are live for pods and services; policies are the controller's.
     follower: &'static str,
+    follower_log: String,
     nodes: Vec<Node>,
     pods: Vec<Pod>,
     mistakes: Vec<String>,
@@ -72,6 +76,7 @@ impl Lab {
             manifests: self.manifests().display().to_string(),
             controller: running(self.controller.as_ref()),
             follower: running(self.follower.as_ref()),
+            follower_log: self.folder().join(FOLLOWER_LOG).display().to_string(),
             nodes: self.nodes().iter().map(|node| self.node_status(node)).collect(),
             pods: pods.collect(),
             mistakes: self.record.mistakes.clone(),
@@ -84,7 +89,7 @@ impl Lab {
             _ if node.external() => "external",
             Some(proxy) if proxy.runs() && node.is_ready() => "ready",
             Some(proxy) if proxy.runs() => "not ready",
-            _ => "not running",
+            _ => NOT_RUNNING,
         };
         let external = node.external().then(|| External {
             enter: crate::namespace::path(node.namespace()).display().to_string(),
@@ -102,7 +107,7 @@ impl Lab {
 }
 
 fn running(process: Option<&Process>) -> &'static str {
-    if process.is_some_and(Process::runs) { "running" } else { "not running" }
+    if process.is_some_and(Process::runs) { "running" } else { NOT_RUNNING }
 }
 
 impl Status {
@@ -115,6 +120,14 @@ impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { name, manifests, controller, follower, .. } = self;
         writeln!(f, "lab \"{name}\" of {manifests}; controller {controller}, follower {follower}\n")?;
+        if *follower == NOT_RUNNING {
+            writeln!(
+                f,
+                "The follower has ended: pods and services no longer follow the folder. Its last words are in {}; start it \
+                 again with: ztunnelctl lab --name {name} follow\n",
+                self.follower_log
+            )?;
+        }
         writeln!(f, "{:<12} {:<12} {:<12} {:<20} LOG", "NODE", "PROXY", "AGENT", "NETNS")?;
         for node in &self.nodes {
             writeln!(

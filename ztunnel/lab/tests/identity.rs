@@ -1,4 +1,8 @@
 //! Short certificates: renewed under traffic unnoticed, and what happens when the CA is away for longer than they last.
+//!
+//! These tests wait most of their time, so they are one program: its tests share the machine.
+
+mod rotation;
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};

@@ -166,6 +166,7 @@ impl<I: Issuer + 'static> Manager<I> {
             (!waited_for, usable, task.schedule.due())
         })?;
         task.in_flight = true;
+        task.schedule.started(now);
         Some(task.entry.identity.clone())
     }
 

@@ -7,6 +7,9 @@
 //! last half minute. After the end, when pods are refused, it is a sixtieth of the lifetime between 1 s and 10 s. While a
 //! certificate is valid the next attempt is never later than its end.
 //!
+//! A wait counts from the beginning of the request that failed: one that hung until its deadline, because the CA is cut
+//! off rather than down, has waited already. So near the end it is always about 1 s from one attempt to connect to the next.
+//!
 //! A CA that answers anybody is back for everybody: `hurry` then spreads what was put off over the next second.
 
 use std::time::{Duration, SystemTime};
@@ -43,6 +46,8 @@ impl Validity {
 pub struct Schedule {
     set_at: SystemTime,
     due: SystemTime,
+    /// The beginning of the request that runs.
+    began: Option<SystemTime>,
     failures: u32,
     current: Option<Validity>,
 }
@@ -50,7 +55,7 @@ pub struct Schedule {
 impl Schedule {
     /// A new identity is due at once.
     pub fn new(now: SystemTime) -> Self {
-        Self { set_at: now, due: now, failures: 0, current: None }
+        Self { set_at: now, due: now, began: None, failures: 0, current: None }
     }
 
     /// How long until the next request; zero when it is due.
@@ -68,6 +73,11 @@ impl Schedule {
         self.due
     }
 
+    /// A request begins.
+    pub fn started(&mut self, now: SystemTime) {
+        self.began = Some(now);
+    }
+
     /// A certificate came. `jitter` lies in 0..1.
     pub fn succeeded(&mut self, now: SystemTime, validity: Validity, jitter: f64) {
         let lifetime = validity.lifetime();
@@ -76,8 +86,8 @@ impl Schedule {
         // A CA that answers with a certificate past its half life must not be asked in a tight loop for a better one.
         let left = validity.not_after.duration_since(now).unwrap_or_default();
         let soonest = now + (lifetime / 20).min(left / 2).max(BACKOFF_FLOOR);
-        *self =
-            Self { set_at: now, due: (half_life - early).max(soonest), failures: 0, current: Some(validity) };
+        let due = (half_life - early).max(soonest);
+        *self = Self { set_at: now, due, began: None, failures: 0, current: Some(validity) };
     }
 
     /// The request failed. `jitter` lies in 0..1. Tells how long until the next one.
@@ -85,7 +95,10 @@ impl Schedule {
         let cap = self.cap(now);
         let doubled = BACKOFF_FIRST.saturating_mul(1_u32.checked_shl(self.failures).unwrap_or(u32::MAX));
         let spread = 1.0 - BACKOFF_JITTER + 2.0 * BACKOFF_JITTER * jitter.clamp(0.0, 1.0);
+        let began = self.began.take().unwrap_or(now);
+        let spent = now.duration_since(began).unwrap_or_default();
         let delay = doubled.min(cap).mul_f64(spread).min(cap);
+        let delay = delay.saturating_sub(spent).max(BACKOFF_FLOOR.mul_f64(spread));
         self.failures = self.failures.saturating_add(1);
         let until_end = self.current.and_then(|validity| validity.not_after.duration_since(now).ok());
         let delay = match until_end {
@@ -223,6 +236,24 @@ mod tests {
         assert_eq!(bound(HOUR / 2), Duration::from_secs(60));
         assert_eq!(bound(Duration::from_secs(30)), BACKOFF_NEAR_END);
         assert_eq!(bound(Duration::ZERO), BACKOFF_AFTER_END);
+    }
+
+    #[test]
+    fn a_request_that_hung_has_waited_already() {
+        let (second, hung) = (Duration::from_secs(1), Duration::from_secs(2));
+        let mut schedule = Schedule::new(start());
+        let mut wait = |spent: Duration, jitter: f64| {
+            schedule.started(start());
+            schedule.failed(start() + spent, jitter)
+        };
+        assert_eq!(wait(second / 4, 0.5), BACKOFF_FIRST - second / 4);
+        assert_eq!(wait(hung, 0.5), BACKOFF_FLOOR, "there is always a pause");
+        assert_ne!(wait(2 * hung, 0.0), wait(10 * hung, 1.0), "and not the same for all");
+        for _ in 0..9 {
+            wait(hung, 0.5);
+        }
+        assert_eq!(wait(hung, 0.5), BACKOFF_CAP - hung);
+        assert_eq!(schedule.failed(start(), 0.5), BACKOFF_CAP, "each request counts by itself");
     }
 
     #[test]

@@ -26,6 +26,7 @@ pub async fn connect(
     let attempt = || Attempt {
         peer,
         own: svid.identity().to_string(),
+        root: Arc::clone(svid.root()),
         expected: format!("one of {expected}"),
         deadline,
     };

@@ -1,5 +1,6 @@
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::AlertDescription;
@@ -20,8 +21,8 @@ pub enum Error {
     Verification { peer: SocketAddr, source: Refused },
     #[error("{peer} is refused: it sent no client certificate (expected {expected})")]
     NoClientCertificate { peer: SocketAddr, expected: String },
-    #[error("{peer} refused our handshake as {own} with the TLS alert {alert:?}")]
-    RefusedByPeer { peer: SocketAddr, own: String, alert: AlertDescription },
+    #[error("{peer} refused our handshake as {own} with the TLS alert {alert:?}{}", meaning(*alert, root))]
+    RefusedByPeer { peer: SocketAddr, own: String, root: Arc<str>, alert: AlertDescription },
     #[error("{peer} does not speak TLS as the mesh does: {source}")]
     Handshake { peer: SocketAddr, source: rustls::Error },
 }
@@ -63,10 +64,20 @@ impl Error {
     }
 }
 
+/// What an alert of the peer's says about our own certificate, whose root this is.
+pub(super) fn meaning(alert: AlertDescription, root: &str) -> String {
+    match alert {
+        AlertDescription::UnknownCA => format!(": it does not trust the root of our certificate, {root}"),
+        _ => String::new(),
+    }
+}
+
 /// The facts that a failed handshake reports beside its cause.
 pub(super) struct Attempt {
     pub(super) peer: SocketAddr,
     pub(super) own: String,
+    /// Of our own certificate.
+    pub(super) root: Arc<str>,
     pub(super) expected: String,
     pub(super) deadline: Duration,
 }
@@ -77,14 +88,14 @@ impl Attempt {
     }
 
     pub(super) fn failed(self, failed: Failed) -> Error {
-        let Self { peer, own, expected, .. } = self;
+        let Self { peer, own, root, expected, .. } = self;
         match failed {
             Failed::Peer(source) | Failed::Tls(_, Some(source)) => {
                 Error::Verification { peer, source: *source }
             }
             Failed::Tls(source, None) => match *source {
                 rustls::Error::NoCertificatesPresented => Error::NoClientCertificate { peer, expected },
-                rustls::Error::AlertReceived(alert) => Error::RefusedByPeer { peer, own, alert },
+                rustls::Error::AlertReceived(alert) => Error::RefusedByPeer { peer, own, root, alert },
                 source => Error::Handshake { peer, source },
             },
             Failed::Io(source) => Error::Io { peer, expected, source },

@@ -1,6 +1,7 @@
 //! Drives a handshake of rustls over a socket, up to the first record of the data phase and not a byte further.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::client::UnbufferedClientConnection;
@@ -179,7 +180,8 @@ where
     let alpn = side.common().alpn_protocol().map(<[u8]>::to_vec);
     let session = side.into_keys().and_then(|(keys, connection)| Session::new(S::ROLE, keys, connection));
     let session = session.map_err(|error| Failed::Tls(Box::new(error), None))?;
-    let agreed = Agreed { alpn, valid_until: own.not_after().min(not_after) + LAST_SECOND, tracked };
+    let valid_until = own.not_after().min(not_after) + LAST_SECOND;
+    let agreed = Agreed { alpn, valid_until, tracked, own_root: Arc::clone(own.root()) };
     Ok(Finished { session, incoming: Incoming::new(rest), agreed, peer })
 }
 

@@ -1,5 +1,6 @@
 //! The handshake of the side that accepts.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::server::UnbufferedServerConnection;
@@ -22,6 +23,7 @@ pub async fn accept(
     let attempt = || Attempt {
         peer,
         own: svid.identity().to_string(),
+        root: Arc::clone(svid.root()),
         expected: format!("any identity of trust domain {}", svid.identity().trust_domain()),
         deadline,
     };

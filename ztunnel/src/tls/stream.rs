@@ -1,6 +1,7 @@
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::SystemTime;
 
@@ -8,6 +9,7 @@ use rustls::AlertDescription;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::error;
 use super::record::{self, Delivery, Incoming, Outgoing, Session};
 use super::revocation::Tracked;
 
@@ -33,6 +35,8 @@ pub(super) struct Agreed {
     pub(super) alpn: Option<Vec<u8>>,
     pub(super) valid_until: SystemTime,
     pub(super) tracked: Option<Tracked>,
+    /// The root of our own certificate, for people.
+    pub(super) own_root: Arc<str>,
 }
 
 enum Ended {
@@ -71,7 +75,7 @@ impl Stream {
         loop {
             match &self.ended {
                 Some(Ended::Cleanly) => return Poll::Ready(Ok(())),
-                Some(Ended::Failed(error)) => return Poll::Ready(Err(failure(error.clone()))),
+                Some(Ended::Failed(error)) => return Poll::Ready(Err(self.explained(error))),
                 None => {}
             }
             match self.incoming.deliver(&mut self.session, buf) {
@@ -158,6 +162,17 @@ impl Stream {
         }
         self.closing = true;
         self.ended = Some(Ended::Failed(error));
+    }
+
+    /// In TLS 1.3 a client learns by its first read that the server refuses its certificate.
+    fn explained(&self, error: &record::Error) -> io::Error {
+        match error {
+            record::Error::Alert(alert) => {
+                let meaning = error::meaning(*alert, &self.agreed.own_root);
+                io::Error::new(io::ErrorKind::InvalidData, format!("{error}{meaning}"))
+            }
+            _ => failure(error.clone()),
+        }
     }
 }
 

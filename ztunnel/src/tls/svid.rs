@@ -43,6 +43,8 @@ pub struct Svid {
     not_after: SystemTime,
     chain: Vec<CertificateDer<'static>>,
     roots: Vec<CertificateDer<'static>>,
+    /// The one that its chain leads to, for people.
+    root: Arc<str>,
     trust: Trust,
     resolver: Arc<SingleCertAndKey>,
     server: Arc<ServerConfig>,
@@ -101,6 +103,7 @@ impl Svid {
             server: Arc::new(server_config(asked, &trust, Arc::clone(&resolver))?),
             client: client_config(asked, &trust, Arc::clone(&resolver))?,
             resolver,
+            root: describe::top_issuer(&chain[0], &chain[1..]).into(),
             chain,
             roots,
             trust,
@@ -114,7 +117,10 @@ impl Svid {
         }
         let mut both = RootCertStore::clone(self.trust.roots());
         both.add_parsable_certificates(predecessor.roots.iter().cloned());
-        let trust = self.trust.clone().with_former(Arc::new(both), unix_time(predecessor.not_after));
+        let former = predecessor.roots.iter().filter(|root| !self.roots.contains(root));
+        let names = root_names(self.roots.iter().chain(former));
+        let until = unix_time(predecessor.not_after);
+        let trust = self.trust.clone().with_former(Arc::new(both), names, until);
         Ok(Self {
             server: Arc::new(server_config(&self.identity, &trust, Arc::clone(&self.resolver))?),
             client: client_config(&self.identity, &trust, Arc::clone(&self.resolver))?,
@@ -137,6 +143,11 @@ impl Svid {
 
     pub fn identity(&self) -> &Identity {
         &self.identity
+    }
+
+    /// The root that its own chain leads to, for people.
+    pub(super) fn root(&self) -> &Arc<str> {
+        &self.root
     }
 
     pub fn not_before(&self) -> SystemTime {
@@ -279,8 +290,8 @@ fn unix_time(time: SystemTime) -> UnixTime {
     UnixTime::since_unix_epoch(time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO))
 }
 
-fn root_names(roots: &[CertificateDer<'_>]) -> Arc<str> {
-    roots.iter().map(describe::root).collect::<Vec<_>>().join(", ").into()
+fn root_names<'a>(roots: impl IntoIterator<Item = &'a CertificateDer<'static>>) -> Arc<str> {
+    roots.into_iter().map(describe::root).collect::<Vec<_>>().join(", ").into()
 }
 
 fn server_config(

@@ -102,6 +102,14 @@ impl TestCa {
             .expect("the CA's answer is good")
     }
 
+    /// A good SVID of this intermediate, which also trusts `other`.
+    pub(crate) fn svid_below(&self, root: &Self, text: &str, other: &Self) -> Svid {
+        let asked = identity(text);
+        let (key, pem) = self.leaf(&Leaf::of(&asked));
+        let chain = [pem, self.pem(), root.pem() + &other.pem()];
+        Svid::new(&asked, SecretKey::from_pkcs8_der(key), &chain, &self.1).expect("the CA's answer is good")
+    }
+
     pub(crate) fn svid(&self, text: &str) -> Svid {
         self.svid_trusting(&Leaf::of(&identity(text)), &[])
     }

@@ -205,6 +205,18 @@ async fn an_untrusted_root_is_named_with_those_that_are_trusted_and_what_to_do()
 }
 
 #[tokio::test]
+async fn who_is_refused_is_told_which_root_of_its_own_is_not_trusted() {
+    let (ca, other) = (TestCa::new("new root"), TestCa::new("old root"));
+    let issuing = other.intermediate("issuing");
+    let told = "the TLS alert UnknownCA: it does not trust the root of our certificate, \"CN=old root\"";
+    let refused = |text: String| assert!(text.contains(told) && !text.contains("issuing"), "{text}");
+    let server = issuing.svid_below(&other, BANK, &ca);
+    refused(handshake(&ca.svid(CART), BANK, &server).await.1.expect_err("no overlap").to_string());
+    let client = issuing.svid_below(&other, CART, &ca);
+    refused(alert_at_first_read(handshake(&client, BANK, &ca.svid(BANK)).await.0).await);
+}
+
+#[tokio::test]
 async fn the_roots_of_the_certificate_before_count_until_its_end() {
     let (old, new) = (TestCa::new("old"), TestCa::new("new"));
     let peer = old.svid_trusting(&Leaf::of(&identity(BANK)), &[&new]);
@@ -216,6 +228,11 @@ async fn the_roots_of_the_certificate_before_count_until_its_end() {
     let (dialled, accepted) = handshake(&cart, BANK, &peer).await;
     assert!(dialled.is_ok() && accepted.is_ok());
     assert!(handshake(&peer, CART, &cart).await.1.is_ok(), "as a server");
+    let stranger = TestCa::new("stranger").svid_trusting(&Leaf::of(&identity(BANK)), &[&new]);
+    let told =
+        |error: Error| error.to_string().split_once("trusted here, ").expect("it names them").1.to_owned();
+    let all = told(handshake(&cart, BANK, &stranger).await.0.expect_err("a third root"));
+    assert!(all.contains("CN=new") && all.contains("CN=old"), "both are trusted now: {all}");
     // What the predecessor itself took over does not pass on.
     let third = TestCa::new("third");
     let next = third.svid(CART).succeeding(&cart).expect("a union");
@@ -223,7 +240,8 @@ async fn the_roots_of_the_certificate_before_count_until_its_end() {
     while SystemTime::now() < end + Duration::from_secs(1) {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    assert_eq!(chain_error(handshake(&cart, BANK, &peer).await.0), CertificateError::UnknownIssuer);
+    let left = told(handshake(&cart, BANK, &peer).await.0.expect_err("the predecessor is over"));
+    assert!(left.contains("CN=new") && !left.contains("CN=old"), "only its own: {left}");
     assert_eq!(chain_error(handshake(&peer, CART, &cart).await.1), CertificateError::UnknownIssuer);
 }
 

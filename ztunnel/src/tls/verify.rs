@@ -145,6 +145,8 @@ pub(super) struct Trust {
 #[derive(Debug, Clone)]
 struct Former {
     with_current: Arc<RootCertStore>,
+    /// Of all these, for people.
+    names: Arc<str>,
     until: UnixTime,
 }
 
@@ -159,8 +161,13 @@ impl Trust {
     }
 
     /// Also trusts what a predecessor trusted, for as long as that one is valid.
-    pub(super) fn with_former(self, with_current: Arc<RootCertStore>, until: UnixTime) -> Self {
-        Self { former: Some(Former { with_current, until }), ..self }
+    pub(super) fn with_former(
+        self,
+        with_current: Arc<RootCertStore>,
+        names: Arc<str>,
+        until: UnixTime,
+    ) -> Self {
+        Self { former: Some(Former { with_current, names, until }), ..self }
     }
 
     /// Everything that may be trusted at some time.
@@ -169,10 +176,15 @@ impl Trust {
     }
 
     pub(super) fn roots_at(&self, now: UnixTime) -> &Arc<RootCertStore> {
-        match &self.former {
-            Some(former) if now <= former.until => &former.with_current,
-            _ => &self.roots,
-        }
+        self.former_at(now).map_or(&self.roots, |former| &former.with_current)
+    }
+
+    fn names_at(&self, now: UnixTime) -> &Arc<str> {
+        self.former_at(now).map_or(&self.names, |former| &former.names)
+    }
+
+    fn former_at(&self, now: UnixTime) -> Option<&Former> {
+        self.former.as_ref().filter(|former| now <= former.until)
     }
 
     pub(super) fn roots(&self) -> &Arc<RootCertStore> {
@@ -211,13 +223,14 @@ impl Trust {
         &self,
         leaf: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
         error: rustls::Error,
     ) -> rustls::Error {
         let claimed = spiffe_sans(leaf).unwrap_or_default();
         let refused = match &error {
             rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
                 let issuer = describe::top_issuer(leaf, intermediates);
-                Refused::UnknownRoot { claimed, issuer, trusted: Arc::clone(&self.names) }
+                Refused::UnknownRoot { claimed, issuer, trusted: Arc::clone(self.names_at(now)) }
             }
             _ => Refused::Chain { claimed, source: error.clone() },
         };
@@ -262,7 +275,7 @@ impl ServerCertVerifier for ServerVerifier {
     ) -> Result<ServerCertVerified, rustls::Error> {
         self.trust
             .check_server_chain(leaf, intermediates, now)
-            .map_err(|error| self.trust.note_chain(leaf, intermediates, error))?;
+            .map_err(|error| self.trust.note_chain(leaf, intermediates, now, error))?;
         self.trust.refuse_revoked(leaf, intermediates, now)?;
         let identity = spiffe_identity(leaf).map_err(note)?;
         if !self.expected.contains(&identity) {
@@ -346,7 +359,7 @@ impl ClientCertVerifier for ClientVerifier {
     ) -> Result<ClientCertVerified, rustls::Error> {
         let verified = self
             .check_chain(leaf, intermediates, now)
-            .map_err(|error| self.trust.note_chain(leaf, intermediates, error))?;
+            .map_err(|error| self.trust.note_chain(leaf, intermediates, now, error))?;
         self.trust.refuse_revoked(leaf, intermediates, now)?;
         let identity = spiffe_identity(leaf).map_err(note)?;
         if identity.trust_domain() != self.trust_domain {

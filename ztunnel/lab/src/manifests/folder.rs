@@ -44,6 +44,8 @@ pub(super) struct Held {
     pub name: Spot,
     /// Where its `spec.nodeName` stands.
     pub node_name: Spot,
+    /// Where a Service's own addresses stand.
+    pub cluster_ip: Spot,
 }
 
 #[derive(Clone, Debug)]
@@ -76,6 +78,11 @@ impl Spot {
     pub(super) fn mistake(&self, reason: impl Into<String>) -> Mistake {
         let at = located::Mistake { reason: reason.into(), ..self.at.clone() };
         Mistake { document: self.document, at }
+    }
+
+    /// `FILE:LINE`
+    pub(super) fn place(&self) -> String {
+        format!("{}:{}", self.at.file, self.at.line)
     }
 
     fn is_in(&self, file: &Path) -> bool {
@@ -239,6 +246,7 @@ fn read(root: &Place<'_>, kind: &str, document: usize) -> Written {
         body,
         name: Spot::new(document, &metadata.key("name")),
         node_name: Spot::new(document, &spec.key("nodeName")),
+        cluster_ip: Spot::new(document, &spec.get("clusterIP").unwrap_or_else(|| spec.key("clusterIPs"))),
     });
     Written { key: Some((kind.to_owned(), namespace.to_owned(), name.to_owned())), held, document, mistakes }
 }

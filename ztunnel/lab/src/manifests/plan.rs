@@ -11,7 +11,9 @@ use serde_json::{Map, Value, json};
 
 use super::folder::{Body, Folder, Held, Key, Spot};
 use super::{Cluster, EXTERNAL, Mistake, Node, PROXY_ANNOTATION, Pod};
-use crate::addresses::{FIRST_POD, FIRST_SERVICE, LAST_POD, LAST_SERVICE, pod_addresses, service_addresses};
+use crate::addresses::{
+    FIRST_POD, FIRST_SERVICE, LAST_POD, LAST_SERVICE, node_addresses, pod_addresses, service_addresses,
+};
 
 const MOST_NODES: usize = 200;
 /// The nodes of a folder that has none.
@@ -51,7 +53,8 @@ pub(crate) fn plan(folder: &Folder, previous: &Cluster) -> Plan {
     }
     let (pods, completed) = pods(held, &nodes, previous, &mut mistakes);
     items.extend(completed);
-    let (services, completed) = services(held, &previous.services, &mut mistakes);
+    let owners = owners(&nodes, &pods);
+    let (services, completed) = services(held, &previous.services, owners, &mut mistakes);
     items.extend(completed);
     let manifests = json!({ "apiVersion": "v1", "kind": "List", "items": items });
     Plan { cluster: Cluster { nodes, pods, services }, manifests, mistakes }
@@ -231,23 +234,46 @@ impl Names {
     }
 }
 
+/// Whose address is whose: what a Service must not choose.
+fn owners(nodes: &[Node], pods: &[Pod]) -> BTreeMap<IpAddr, String> {
+    let of_nodes = nodes.iter().enumerate().flat_map(|(index, node)| {
+        let (outside, inside) = (node_addresses(index + 1), pod_addresses(index + 1, 1));
+        let all: [IpAddr; 4] = [outside.0.into(), outside.1.into(), inside.0.into(), inside.1.into()];
+        all.map(|ip| (ip, format!("the Node {}", node.name)))
+    });
+    let of_pods = pods
+        .iter()
+        .flat_map(|pod| pod.addresses.iter().map(move |&ip| (ip, format!("the Pod {}", pod.path()))));
+    of_nodes.chain(of_pods).collect()
+}
+
 fn services(
     held: &BTreeMap<Key, Held>,
     previous: &BTreeMap<String, u16>,
+    mut owners: BTreeMap<IpAddr, String>,
     mistakes: &mut Vec<Mistake>,
 ) -> (BTreeMap<String, u16>, Vec<Value>) {
     let all = held.iter().filter(|((kind, ..), _)| kind == "Service");
     let all: Vec<_> = all
         .filter_map(|((_, namespace, name), held)| match &held.body {
-            Body::Manifest(manifest) => Some((format!("{namespace}/{name}"), manifest, &held.name)),
+            Body::Manifest(manifest) => Some((format!("{namespace}/{name}"), manifest, held)),
             Body::Controller(_) => None,
         })
         .collect();
-    let mut owners: BTreeMap<IpAddr, &str> = BTreeMap::new();
-    for (path, manifest, place) in &all {
+    for (path, manifest, held) in &all {
         for ip in own_addresses(manifest) {
-            if let Some(owner) = owners.insert(ip, path) {
-                mistakes.push(place.mistake(format!("service {owner} has the address {ip} already")));
+            match owners.entry(ip) {
+                Entry::Vacant(free) => {
+                    free.insert(format!("the Service {path} ({})", held.name.place()));
+                }
+                Entry::Occupied(owner) => {
+                    let reason = format!(
+                        "{ip} is the address of {} already; choose another one for the Service {path}, or leave it out \
+                         and the lab chooses",
+                        owner.get()
+                    );
+                    mistakes.push(held.cluster_ip.mistake(reason));
+                }
             }
         }
     }
@@ -259,12 +285,12 @@ fn services(
         .collect();
     let mut used: BTreeSet<u16> = numbers.values().copied().collect();
     let mut completed = Vec::new();
-    for (path, manifest, place) in needs {
+    for (path, manifest, held) in needs {
         let known = numbers.get(path).copied();
         let number = known
             .or_else(|| (FIRST_SERVICE..=LAST_SERVICE).filter(|one| free(one)).find(|one| used.insert(*one)));
         let Some(number) = number else {
-            mistakes.push(Spot::mistake(place, "no address is left for this service"));
+            mistakes.push(Spot::mistake(&held.name, "no address is left for this service"));
             continue;
         };
         numbers.insert(path.clone(), number);

@@ -146,8 +146,46 @@ fn services_get_addresses_unless_they_have_or_want_none() {
     let (_, mistakes) = bed.look();
     assert_eq!(
         mistakes,
-        ["t.yaml:9:18: document 2: metadata.name: service n/p has the address 10.96.0.9 already"]
+        [
+            "t.yaml:10:19: document 2: spec.clusterIP: 10.96.0.9 is the address of the Service n/p (t.yaml:4) already; \
+          choose another one for the Service n/q, or leave it out and the lab chooses"
+        ]
     );
+}
+
+#[test]
+fn a_service_cannot_have_the_address_of_a_pod_or_a_node() {
+    let service = |name: &str, spec: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: n}}\nspec: {{{spec}}}\n"
+        )
+    };
+    let services = [
+        service("a", "clusterIP: 10.244.1.10"),
+        service("b", "clusterIPs: [10.96.0.9, 'fd00:244:1::a']"),
+        service("c", "clusterIP: 172.30.0.12"),
+        service("d", "clusterIP: 10.244.1.11"),
+    ];
+    let mut bed = Bed::new("taken", &[("p.yaml", &pod("n/x")), ("s.yaml", &services.concat())]);
+    let told = |place: &str, ip: &str, owner: &str, name: &str| {
+        format!(
+            "s.yaml:{place}: {ip} is the address of {owner} already; choose another one for the Service n/{name}, or leave \
+             it out and the lab chooses"
+        )
+    };
+    let mut wanted = vec![
+        told("5:19: document 1: spec.clusterIP", "10.244.1.10", "the Pod n/x", "a"),
+        told("10:20: document 2: spec.clusterIPs", "fd00:244:1::a", "the Pod n/x", "b"),
+        told("15:19: document 3: spec.clusterIP", "172.30.0.12", "the Node node2", "c"),
+    ];
+    let mut mistakes = bed.look().1;
+    mistakes.sort();
+    wanted.sort();
+    assert_eq!(mistakes, wanted);
+    // A pod that comes takes the address that nobody minded before.
+    bed.write("p.yaml", &[pod("n/x"), pod("n/y"), pod("n/z")].concat());
+    let last = told("20:19: document 4: spec.clusterIP", "10.244.1.11", "the Pod n/z", "d");
+    assert!(bed.look().1.contains(&last));
 }
 
 #[test]

@@ -16,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::{self, Readiness};
 use crate::config::{self, Config};
 use crate::identity;
-use crate::io::privileges;
 use crate::io::worker::Workers;
+use crate::io::{priority, privileges};
 use crate::pod;
 use crate::pod::manager::Local;
 use crate::shutdown::{self, Drain};
@@ -100,6 +100,7 @@ async fn control(config: Config, log: Log) -> Result<(), Error> {
     metrics.show_certificates(move || certificate_facts(&shown));
 
     let workers = Arc::new(Workers::start(config.workers, |_| Local::default())?);
+    priority::yield_to_workers();
     let shared = Arc::new(settings::shared(&config, &feeds, metrics.clone(), drain.clone()));
     let (pods, view) = pod::Manager::new(
         workers.clone(),

@@ -30,7 +30,7 @@ pub fn find() -> Result<Binaries, Error> {
 fn locate() -> Result<Binaries, Error> {
     let own = std::env::current_exe().map_err(|error| Error::Own(error.to_string()))?;
     let mut folder = own.parent().unwrap_or(Path::new("/")).to_owned();
-    if folder.ends_with("deps") {
+    if folder.ends_with("deps") || folder.ends_with("examples") {
         folder.pop();
     }
     if let Some(cargo) = std::env::var_os("CARGO") {

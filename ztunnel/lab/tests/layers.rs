@@ -37,6 +37,7 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("webpki", &["tls"]),
     ("h2", &["hbone"]),
     ("nix", &["net", "io"]),
+    ("rustix", &["net", "io"]),
     ("socket2", &["net", "io"]),
 ];
 

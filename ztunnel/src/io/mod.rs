@@ -4,6 +4,7 @@
 //! workers do: each has a state `S` that is built on its own thread and never leaves it, and jobs that visit it.
 
 pub mod buffer;
+pub mod priority;
 pub mod privileges;
 pub mod worker;
 

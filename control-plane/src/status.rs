@@ -54,6 +54,15 @@ struct Located {
     column: usize,
     path: String,
     reason: String,
+    /// What the document describes; null where it does not say so.
+    object: Option<Described>,
+}
+
+#[derive(Serialize)]
+struct Described {
+    kind: &'static str,
+    namespace: Arc<str>,
+    name: Arc<str>,
 }
 
 /// Serves until `stop` resolves.
@@ -114,7 +123,7 @@ impl From<PolicyStatus> for Policy {
 }
 
 impl From<&Mistake> for Located {
-    fn from(Mistake { document, at }: &Mistake) -> Self {
+    fn from(Mistake { document, at, object }: &Mistake) -> Self {
         Self {
             file: at.file.clone(),
             document: *document,
@@ -122,6 +131,11 @@ impl From<&Mistake> for Located {
             column: at.column,
             path: at.path.clone(),
             reason: at.reason.clone(),
+            object: object.as_ref().map(|key| Described {
+                kind: key.kind.as_str(),
+                namespace: key.namespace.clone(),
+                name: key.name.clone(),
+            }),
         }
     }
 }

@@ -41,6 +41,8 @@ const PERIOD: Duration = Duration::from_secs(5);
 pub struct Mistake {
     pub document: usize,
     pub at: located::Mistake,
+    /// What the document describes, if it says so.
+    pub object: Option<Key>,
 }
 
 /// The folder as it was last read.
@@ -197,7 +199,11 @@ impl Folder {
             file.manifests.iter().map(move |(number, manifest)| (path.as_path(), *number, manifest))
         });
         for (path, number, manifest) in all {
-            let at = |at: &located::Mistake| Mistake { document: number, at: at.clone() };
+            let at = |at: &located::Mistake| Mistake {
+                document: number,
+                at: at.clone(),
+                object: manifest.key.clone(),
+            };
             mistakes.extend(manifest.mistakes.iter().map(at));
             let Some(key) = &manifest.key else {
                 broken.push(path);
@@ -260,7 +266,8 @@ fn parse(text: &str, path: &Path) -> Vec<(usize, Manifest)> {
 fn whole(path: &Path, reason: &str) -> Mistake {
     let file = path.display().to_string();
     let (path, reason) = (String::new(), reason.to_owned());
-    Mistake { document: 0, at: located::Mistake { file, line: 0, column: 0, path, reason } }
+    let at = located::Mistake { file, line: 0, column: 0, path, reason };
+    Mistake { document: 0, at, object: None }
 }
 
 fn twice(
@@ -277,6 +284,7 @@ fn twice(
     Mistake {
         document,
         at: located::Mistake { file, line: manifest.line, column: 1, path: String::new(), reason },
+        object: Some(key.clone()),
     }
 }
 

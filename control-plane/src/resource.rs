@@ -38,7 +38,7 @@ pub struct Changes {
 }
 
 impl Kind {
-    const ALL: [Self; 3] = [Self::Address, Self::Authorization, Self::RevocationList];
+    pub const ALL: [Self; 3] = [Self::Address, Self::Authorization, Self::RevocationList];
 
     pub fn type_url(self) -> &'static str {
         match self {

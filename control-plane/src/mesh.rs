@@ -99,6 +99,7 @@ impl Mesh {
             kind: resource::Kind::RevocationList,
             name: REVOCATION_LIST.into(),
             aliases: Vec::new(),
+            belongs_to: Vec::new(),
             node: None,
             body: Bytes::copy_from_slice(crl.pem.as_bytes()),
         };

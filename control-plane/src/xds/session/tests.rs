@@ -14,6 +14,7 @@ use crate::xds::store::{Writer, store_remembering};
 mod answers;
 mod members;
 mod on_demand;
+mod order;
 mod random;
 mod reconnect;
 mod scoped;

@@ -170,6 +170,7 @@ fn resource(name: String, node: Option<&str>, address: Address) -> Resource {
         kind: Kind::Address,
         name: name.into(),
         aliases: Vec::new(),
+        belongs_to: Vec::new(),
         node: node.map(Into::into),
         body: address.encode().into(),
     }

@@ -10,8 +10,7 @@ use clap::Parser;
 use control_plane::ca::authenticate::{Nodes, Residents};
 use control_plane::ca::server::Access;
 use control_plane::ca::{Ca, Files, Folders};
-use control_plane::mesh::{Mesh, View};
-use control_plane::source::layers::Layers;
+use control_plane::mesh::{Planned, View};
 use control_plane::{index, server, status, xds};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -59,8 +58,8 @@ struct Args {
     #[arg(long, env = "CONTROLLER_ROOT_NAMESPACE", value_name = "NAME", default_value = "istio-system")]
     root_namespace: String,
 
-    /// Address and port for /policies, /mistakes, /clients and /certificates (JSON over HTTP, unprotected). None if it is
-    /// not given.
+    /// Address and port for /metrics (Prometheus), /healthz/live and /healthz/ready, and /policies, /mistakes, /clients and
+    /// /certificates (JSON): HTTP, unprotected. None if it is not given.
     #[arg(long, env = "CONTROLLER_STATUS_LISTEN", value_name = "ADDR:PORT")]
     status_listen: Option<SocketAddr>,
 
@@ -134,17 +133,9 @@ async fn serve(args: Args, ca: Arc<Ca>, nodes: Arc<Nodes>) -> Result<(), Error> 
     let listener = bind(args.listen).await?;
     let address = listener.local_addr().unwrap_or(args.listen);
     let stop = stop()?;
+    let stopped = || stop.clone().cancelled_owned();
     let config = server::Config { hosts: args.hosts, max_ttl: args.max_ttl };
-    let serving = if args.manifests.is_empty() {
-        tokio::spawn(server::serve(
-            listener,
-            ca,
-            Access::of(nodes),
-            None,
-            config,
-            stop.clone().cancelled_owned(),
-        ))
-    } else {
+    let planned = (!args.manifests.is_empty()).then(|| {
         let index = index::Config {
             trust_domain: args.trust_domain,
             cluster_id: args.cluster_id,
@@ -152,26 +143,32 @@ async fn serve(args: Args, ca: Arc<Ca>, nodes: Arc<Nodes>) -> Result<(), Error> 
             ..index::Config::default()
         };
         let (writer, store) = xds::store();
-        let (mesh, view) = Mesh::new(index, Layers::open(&args.manifests), writer);
-        tokio::spawn(mesh.follow(ca.crl()));
-        let discovery = xds::service(store, nodes.clone(), Arc::new(xds::Everything), xds::Limits::default());
-        if let Some(address) = args.status_listen {
-            let sources =
-                status::Sources { mesh: view.clone(), clients: discovery.clients(), ca: ca.clone() };
-            let listener = bind(address).await?;
-            tokio::spawn(status::serve(listener, sources, stop.clone().cancelled_owned()));
+        let service = xds::service(store, nodes.clone(), Arc::new(xds::Everything), xds::Limits::default());
+        let (planned, mesh) = Planned::new(index, writer);
+        (planned, mesh, service)
+    });
+    // Before the manifests are read: who asks whether this is ready is answered that it is not.
+    if let Some(address) = args.status_listen {
+        let discovery = planned
+            .as_ref()
+            .map(|(_, mesh, service)| status::Discovery { mesh: mesh.clone(), clients: service.clients() });
+        let listener = bind(address).await?;
+        let status_address = listener.local_addr().unwrap_or(address);
+        tokio::spawn(status::serve(listener, status::Sources { ca: ca.clone(), discovery }, stopped()));
+        tracing::info!(%status_address, "serving the status");
+    }
+    let (access, discovery) = match planned {
+        None => (Access::of(nodes), None),
+        Some((planned, mesh, service)) => {
+            let folders = args.manifests.clone();
+            let started = tokio::task::spawn_blocking(move || planned.start(&folders)).await;
+            let started = started.expect("invariant: the first reading is not aborted and does not panic");
+            tokio::spawn(started.follow(ca.crl()));
+            let residents = Arc::new(Either(mesh, nodes.clone()));
+            (Access { authenticate: nodes, residents }, Some(service))
         }
-        let residents = Arc::new(Either(view, nodes.clone()));
-        let access = Access { authenticate: nodes, residents };
-        tokio::spawn(server::serve(
-            listener,
-            ca,
-            access,
-            Some(discovery),
-            config,
-            stop.clone().cancelled_owned(),
-        ))
     };
+    let serving = tokio::spawn(server::serve(listener, ca, access, discovery, config, stopped()));
     tracing::info!(%address, ca_dir = %args.ca_dir.display(), manifests = args.manifests.len(), "ready");
     serving.await.expect("invariant: the server is neither aborted nor does it panic")?;
     tracing::info!("stopped");

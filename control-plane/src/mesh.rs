@@ -1,6 +1,7 @@
 //! From a source to what is served: changes of objects go through the index into the store. What the index knows beside
 //! that (who lives where, what became of each policy) is published for the CA and for the status page.
 
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use arc_swap::ArcSwap;
@@ -37,21 +38,34 @@ struct Shared {
     mistakes: ArcSwap<Vec<Mistake>>,
 }
 
-impl Mesh {
-    /// Reads the source once, so that whatever asks afterwards gets the whole.
-    pub fn new(config: Config, layers: (Layers, Vec<Change>), writer: Writer) -> (Self, View) {
-        let (layers, first) = layers;
+/// A mesh of which nothing is read yet.
+pub struct Planned {
+    writer: Writer,
+    view: View,
+}
+
+impl Planned {
+    pub fn new(config: Config, writer: Writer) -> (Self, View) {
         let view = View(Arc::new(Shared {
             index: RwLock::new(Index::new(config)),
             residents: ArcSwap::default(),
             mistakes: ArcSwap::default(),
         }));
-        let mut mesh = Self { layers, writer, view: view.clone() };
-        mesh.apply(first);
-        mesh.writer.complete();
-        (mesh, view)
+        (Self { writer, view: view.clone() }, view)
     }
 
+    /// Reads the folders once and takes over what they say, so that whatever asks afterwards gets the whole. Takes as
+    /// long as that: not for a thread that others wait for.
+    pub fn start(self, folders: &[PathBuf]) -> Mesh {
+        let (layers, first) = Layers::open(folders);
+        let mut mesh = Mesh { layers, writer: self.writer, view: self.view };
+        mesh.apply(first);
+        mesh.writer.complete();
+        mesh
+    }
+}
+
+impl Mesh {
     /// Follows the source and the CA's revocations, for ever.
     pub async fn follow(mut self, mut revoked: watch::Receiver<Arc<Crl>>) {
         self.revoke(&revoked.borrow_and_update().clone());
@@ -85,6 +99,7 @@ impl Mesh {
             kind: resource::Kind::RevocationList,
             name: REVOCATION_LIST.into(),
             aliases: Vec::new(),
+            belongs_to: Vec::new(),
             node: None,
             body: Bytes::copy_from_slice(crl.pem.as_bytes()),
         };

@@ -23,6 +23,9 @@ pub struct Resource {
     pub name: Arc<str>,
     /// Other keys under which an on-demand client may ask for it: `network/ip` for each exact address that leads to it.
     pub aliases: Vec<Arc<str>>,
+    /// Names of resources that are of no use without this one: a workload's services. Who asks for one of them gets this
+    /// too. They belong to nothing themselves.
+    pub belongs_to: Vec<Arc<str>>,
     /// The node that a workload runs on.
     pub node: Option<Arc<str>>,
     /// The encoded message itself, not wrapped in an `Any`.
@@ -38,7 +41,7 @@ pub struct Changes {
 }
 
 impl Kind {
-    const ALL: [Self; 3] = [Self::Address, Self::Authorization, Self::RevocationList];
+    pub const ALL: [Self; 3] = [Self::Address, Self::Authorization, Self::RevocationList];
 
     pub fn type_url(self) -> &'static str {
         match self {

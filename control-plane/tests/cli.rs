@@ -2,7 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -107,6 +108,43 @@ fn it_says_ready_and_ends_cleanly_at_sigterm() {
     terminate(&child);
     assert!(wait(&mut child).success());
     assert!(lines.any(|line| line.contains("stopped")));
+}
+
+#[test]
+fn probes_and_metrics_are_served_with_and_without_manifests() {
+    let folder = Folder::new("status", r#"{"nodes":[]}"#);
+    for manifests in [true, false] {
+        let mut command = folder.controller();
+        command.args(["--status-listen", "127.0.0.1:0"]);
+        if manifests {
+            command.arg("--manifests").arg(&folder.0);
+        }
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+        let serving = lines.find(|line| line.contains("serving the status")).expect("it serves");
+        let address = serving.rsplit("status_address=").next().unwrap().trim().to_owned();
+        let end = Instant::now() + DEADLINE;
+        while !get(&address, "/healthz/ready").starts_with("HTTP/1.1 200 ") {
+            assert!(Instant::now() < end, "it is never ready");
+        }
+        assert!(get(&address, "/healthz/live").starts_with("HTTP/1.1 200 "));
+        let text = get(&address, "/metrics");
+        assert!(text.contains("\nztunnel_controller_build_info{"), "{text}");
+        assert_eq!(text.contains("ztunnel_controller_policies{"), manifests, "{text}");
+        terminate(&child);
+        assert!(wait(&mut child).success());
+    }
+}
+
+fn get(address: &str, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream
+        .write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes())
+        .unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
 }
 
 fn terminate(child: &Child) {

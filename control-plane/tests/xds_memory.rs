@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+use std::alloc::System;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use control_plane::resource::{Changes, Kind};
 use control_plane::xds::{Everything, Limits, Service, Writer, service, store};
 use http_body::{Body, Frame};
 use prost::Message;
+use stats_alloc::{INSTRUMENTED_SYSTEM, Stats, StatsAlloc};
 use tokio::sync::mpsc;
 use tonic::Status;
 use tonic::codegen::Service as _;
@@ -95,11 +97,13 @@ impl Stream {
     }
 }
 
-/// The process's memory that is not file-backed, in bytes.
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+/// What is allocated and not freed, in bytes: what an allocator keeps beside it depends on what came before.
 fn memory() -> usize {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-    let words: Vec<usize> = statm.split_whitespace().map(|word| word.parse().unwrap()).collect();
-    (words[1] - words[2]) * 4096
+    let Stats { bytes_allocated, bytes_deallocated, .. } = ALLOCATOR.stats();
+    bytes_allocated - bytes_deallocated
 }
 
 async fn settle() {

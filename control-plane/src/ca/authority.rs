@@ -225,6 +225,10 @@ impl Authority {
         })
     }
 
+    pub(super) fn current(&self) -> Arc<Material> {
+        self.current.load_full()
+    }
+
     /// Every set whose certificates may still be in use: the current one first.
     pub(super) fn materials(&self) -> Vec<Arc<Material>> {
         let retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);

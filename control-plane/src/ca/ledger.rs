@@ -87,7 +87,7 @@ impl Ledger {
     }
 
     pub(super) fn record(&mut self, identity: &Identity, issued: &Issued) -> Result<(), Error> {
-        if self.count >= self.most {
+        if self.is_full() {
             return Err(Error::Full(self.most));
         }
         let Issued { serial, key_id, not_after, .. } = *issued;
@@ -150,6 +150,10 @@ impl Ledger {
 
 /// Counts the entries of everybody, for a look from outside.
 impl Ledger {
+    pub(super) fn is_full(&self) -> bool {
+        self.count >= self.most
+    }
+
     pub(super) fn len(&self) -> usize {
         self.count
     }

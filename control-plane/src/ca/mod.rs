@@ -24,4 +24,5 @@ pub mod proto {
 }
 
 pub use authority::{Authority, Folders, Issued, Leaf, Purpose, SubjectName};
+pub use material::Expiry;
 pub use running::{Ca, Files};

@@ -13,7 +13,7 @@ use super::authority::{self, Authority, Folders, Issued};
 use super::counters::Counters;
 use super::issue;
 use super::ledger::{self, Ledger};
-use super::material::Material;
+use super::material::{Expiry, Material};
 use super::revocation::{self, CRL_FILE, Crl, Inherited, Revoked};
 
 /// A change of files comes as several events: so long is waited for the next one.
@@ -125,6 +125,23 @@ impl Ca {
     /// Certificates that were issued and are not over.
     pub fn unexpired(&self) -> usize {
         self.records().ledger.len()
+    }
+
+    /// When each intermediate and each root of the set in use is over.
+    pub fn expiries(&self) -> Vec<Expiry> {
+        self.authority.current().expiries.clone()
+    }
+
+    /// Why nothing can be signed now.
+    pub fn cannot_sign(&self, now: SystemTime) -> Option<String> {
+        if self.authority.current().not_after <= now {
+            return Some("the signing material is over".to_owned());
+        }
+        let records = self.records();
+        if records.ledger.is_full() {
+            return Some("the register of issued certificates is full".to_owned());
+        }
+        records.complaints[About::State as usize].clone()
     }
 
     pub fn is_revoked(&self, identity: &Identity) -> bool {

@@ -35,7 +35,7 @@ pub(super) struct Room {
     /// PeerAuthentications with a selector.
     peers: Selectors,
     /// Those without: the first one is in force.
-    own_peers: BTreeSet<(Option<i64>, Arc<str>)>,
+    own_peers: BTreeSet<peer::Seniority>,
 }
 
 #[derive(Debug, Default)]
@@ -149,7 +149,7 @@ impl Held {
 
     /// The PeerAuthentication in force for a whole namespace; that of the root namespace is the mesh's.
     pub(super) fn peer_in_force(&self, namespace: &Arc<str>) -> Option<&PeerAuthentication> {
-        let (_, name) = self.rooms.get(namespace)?.own_peers.first()?;
+        let (_, _, name) = self.rooms.get(namespace)?.own_peers.first()?;
         self.peers.get(&Name::new(namespace.clone(), name.clone()))
     }
 
@@ -318,7 +318,7 @@ impl Room {
     fn touch_all(&self, namespace: &Arc<str>, touched: &mut Touched) {
         touch(&mut touched.pods, namespace, self.pods.all());
         touch(&mut touched.peers, namespace, self.peers.iter());
-        let own = self.own_peers.iter().map(|(_, name)| name);
+        let own = self.own_peers.iter().map(|(_, _, name)| name);
         touch(&mut touched.peers, namespace, own);
     }
 }

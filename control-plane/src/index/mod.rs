@@ -169,6 +169,7 @@ impl Index {
                     kind: resource::Kind::Address,
                     name: service.key.to_string().as_str().into(),
                     aliases: texts(service::aliases(&service)),
+                    belongs_to: Vec::new(),
                     node: None,
                     body: Address::Service(Arc::new(service)).encode().into(),
                 };
@@ -299,7 +300,9 @@ fn set_policy(emitted: &mut Emitted, name: Arc<str>, policy: Option<&Policy>, ch
     match policy {
         Some(policy) => {
             let body = codec::policy::encode(policy).into();
-            emitted.set(Resource { kind, name, aliases: Vec::new(), node: None, body }, changes);
+            let resource =
+                Resource { kind, name, aliases: Vec::new(), belongs_to: Vec::new(), node: None, body };
+            emitted.set(resource, changes);
         }
         None => emitted.remove(kind, &name, changes),
     }
@@ -311,6 +314,7 @@ fn set_workload(emitted: &mut Emitted, workload: Workload, changes: &mut Changes
         kind: resource::Kind::Address,
         name: name.clone(),
         aliases: texts(workload::aliases(&workload)),
+        belongs_to: texts(workload.services.keys().map(ToString::to_string).collect()),
         node: (!workload.node.is_empty()).then(|| workload.node.as_str().into()),
         body: Address::Workload(Arc::new(workload)).encode().into(),
     };

@@ -25,9 +25,12 @@ pub(super) enum Verdict {
     Own,
 }
 
-/// Which one wins on a level: the smallest.
-pub(super) fn seniority(peer: &PeerAuthentication) -> (Option<i64>, Arc<str>) {
-    (peer.created, peer.name.name.clone())
+/// Which one wins on a level: the smallest. One that cannot be read in whole comes before all that can, because it may
+/// close what they leave open.
+pub(super) type Seniority = (bool, Option<i64>, Arc<str>);
+
+pub(super) fn seniority(peer: &PeerAuthentication) -> Seniority {
+    (peer.unread.is_empty(), peer.created, peer.name.name.clone())
 }
 
 pub(super) fn selector(peer: &PeerAuthentication) -> Option<&Labels> {
@@ -98,6 +101,11 @@ pub(super) fn reasons(peer: &PeerAuthentication, root_namespace: &str) -> Vec<Re
              namespace of the workloads",
         );
     }
+    let consequence = "the mode is STRICT until it is mended";
+    reasons.extend(peer.unread.iter().map(|unread| unread.reason(consequence)));
+    let mut say = |field: &str, text: &str| {
+        reasons.push(Reason { field: field.to_owned(), text: text.to_owned() });
+    };
     if !selects && !peer.ports.is_empty() {
         say("spec.portLevelMtls", "has no effect without a selector; add spec.selector.matchLabels");
     }

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use ztunnel_model::policy::Scope;
 
 use super::{Index, authorization, peer};
-use crate::object::{Key, Kind, Name};
+use crate::object::{Key, Kind, Name, Unread};
 use crate::resource;
+
+const SHADOWED: &str = "has no effect:";
 
 /// How much of a policy the proxies enforce.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +60,19 @@ impl fmt::Display for Reason {
     }
 }
 
+impl Unread {
+    /// Where it stands, what is wrong with it, and what comes of it.
+    pub(super) fn reason(&self, consequence: &str) -> Reason {
+        let at = &self.at;
+        let text = format!(
+            "{}; {consequence} ({}:{}:{}, document {})",
+            at.reason, at.file, at.line, at.column, self.document
+        );
+        let field = if at.path.is_empty() { "spec" } else { &at.path };
+        Reason { field: field.to_owned(), text }
+    }
+}
+
 impl Index {
     /// What became of each policy, in no particular order.
     pub fn statuses(&self) -> impl Iterator<Item = PolicyStatus> {
@@ -70,7 +85,7 @@ impl Index {
         let object = self.held.peers.get(name).filter(|object| peer::selector(object).is_none())?;
         let winner = self.held.peer_in_force(&name.namespace).filter(|winner| winner.name != object.name)?;
         let text = format!(
-            "has no effect: the older {} is in force for the same namespace; keep one of them",
+            "{SHADOWED} the older {} is in force for the same namespace; keep one of them",
             winner.name
         );
         Some(Reason { field: "spec".to_owned(), text })
@@ -106,7 +121,7 @@ impl Index {
             let shadow = self.shadowed(name);
             let in_force = shadow.is_none();
             // Another policy may have come or gone since this one was looked at.
-            reasons.retain(|reason| reason.field != "spec");
+            reasons.retain(|reason| !reason.text.starts_with(SHADOWED));
             reasons.extend(shadow);
             let count = match (in_force, in_root) {
                 (false, _) => 0,

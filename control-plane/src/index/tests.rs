@@ -52,6 +52,8 @@ impl Mirror {
         let found = self.addresses().find_map(|(resource, address)| match address {
             Address::Workload(one) if one.name == name => {
                 assert_eq!(one.uid.as_str(), &*resource.name);
+                let services = one.services.keys().map(ToString::to_string);
+                assert!(services.eq(resource.belongs_to.iter().map(ToString::to_string)));
                 Some(Arc::unwrap_or_clone(one))
             }
             _ => None,

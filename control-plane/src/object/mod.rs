@@ -13,8 +13,8 @@ pub use self::core::{
     TrafficDistribution,
 };
 pub use self::policy::{
-    Action, AuthorizationPolicy, Condition, From, Mode, Operation, PeerAuthentication, Rule, Source, To,
-    block, port, service_account, text,
+    Action, AuthorizationPolicy, Condition, From, Mode, Operation, Part, PeerAuthentication, Rule, Source,
+    To, Unread, block, port, service_account, text,
 };
 
 pub type Labels = BTreeMap<String, String>;
@@ -106,6 +106,19 @@ impl Key {
 }
 
 impl Object {
+    pub fn is_policy(&self) -> bool {
+        matches!(self, Self::AuthorizationPolicy(_) | Self::PeerAuthentication(_))
+    }
+
+    /// What of a policy is written but not known.
+    pub fn unread_mut(&mut self) -> &mut [Unread] {
+        match self {
+            Self::AuthorizationPolicy(one) => &mut one.unread,
+            Self::PeerAuthentication(one) => &mut one.unread,
+            _ => &mut [],
+        }
+    }
+
     pub fn key(&self) -> Key {
         let cluster_wide = |kind, name: &Arc<str>| Key { kind, namespace: "".into(), name: name.clone() };
         match self {

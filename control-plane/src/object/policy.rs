@@ -6,8 +6,27 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde::Deserialize;
+use ztunnel_model::codec::located::Mistake;
 
 use super::{Labels, Name};
+
+/// A part of a policy that is written but not known: a misspelt field, a value of another kind. What it may have closed
+/// must be closed without it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unread {
+    pub part: Part,
+    /// Counted from 1.
+    pub document: usize,
+    pub at: Mistake,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// It may concern everything in the policy.
+    Whole,
+    /// The rule of this index, which holds as far as it could be read.
+    Rule(usize),
+}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuthorizationPolicy {
@@ -19,6 +38,7 @@ pub struct AuthorizationPolicy {
     /// The annotation `istio.io/dry-run`.
     pub dry_run: Option<String>,
     pub rules: Vec<Rule>,
+    pub unread: Vec<Unread>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -99,6 +119,8 @@ pub struct PeerAuthentication {
     pub selector: Option<Labels>,
     pub mode: Mode,
     pub ports: BTreeMap<u16, Mode>,
+    /// With any of it, `mode` is what it may have been at the strictest.
+    pub unread: Vec<Unread>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]

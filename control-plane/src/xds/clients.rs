@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::response::Response;
 use super::session::{Received, Session, TypeReport};
-use super::store::Store;
+use super::store::{Extent, Store};
 use crate::resource::Kind;
 
 /// Everybody who is connected.
@@ -39,6 +39,56 @@ pub struct Counters {
     pub connected: usize,
     /// By type URL; what nobody has resources of is "other".
     pub types: BTreeMap<&'static str, TypeCounters>,
+    /// Streams that ended, by reason.
+    pub ended: BTreeMap<Ended, u64>,
+}
+
+/// Why a stream ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ended {
+    /// The client closed it, or its connection.
+    Closed,
+    /// The controller stops.
+    Stopped,
+    /// The client did not answer a response in time.
+    Unanswered,
+    /// The client did not read in time.
+    Unread,
+    /// The client did not say in time what it wants, or did not end what it began to say.
+    Silent,
+    /// More was removed than is remembered: the client is told to come back with what it holds.
+    Behind,
+    /// What the client said was not accepted.
+    Refused,
+    /// What came could not be read as messages.
+    Broken,
+}
+
+impl Ended {
+    pub const ALL: [Self; 8] = [
+        Self::Closed,
+        Self::Stopped,
+        Self::Unanswered,
+        Self::Unread,
+        Self::Silent,
+        Self::Behind,
+        Self::Refused,
+        Self::Broken,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Stopped => "stopped",
+            Self::Unanswered => "unanswered",
+            Self::Unread => "unread",
+            Self::Silent => "silent",
+            Self::Behind => "behind",
+            Self::Refused => "refused",
+            Self::Broken => "broken",
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -73,17 +123,19 @@ struct Shared {
     opened: AtomicU64,
     refused: AtomicU64,
     types: Mutex<BTreeMap<&'static str, TypeCounters>>,
+    ended: Mutex<BTreeMap<Ended, u64>>,
 }
 
 impl Clients {
     pub(super) fn new(store: Store) -> Self {
-        let (streams, types) = (Mutex::default(), Mutex::default());
+        let (streams, types, ended) = (Mutex::default(), Mutex::default(), Mutex::default());
         Self(Arc::new(Shared {
             store,
             streams,
             opened: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             types,
+            ended,
         }))
     }
 
@@ -101,7 +153,18 @@ impl Clients {
             refused: self.0.refused.load(Ordering::Relaxed),
             connected: self.streams().len(),
             types: self.0.types.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            ended: self.0.ended.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
+    }
+
+    /// How much there is to send.
+    pub fn extents(&self) -> [(Kind, Extent); 3] {
+        Kind::ALL.map(|kind| (kind, self.0.store.extent(kind)))
+    }
+
+    /// Whether all that there is has been taken in once. Nobody is answered before.
+    pub fn is_complete(&self) -> bool {
+        self.0.store.is_complete()
     }
 
     /// A number that no other stream has.
@@ -117,6 +180,11 @@ impl Clients {
 
     pub(super) fn count_refused(&self) {
         self.0.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn count_ended(&self, reason: Ended) {
+        let mut ended = self.0.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        *ended.entry(reason).or_default() += 1;
     }
 
     pub(super) fn count_sent(&self, response: &Response) {

@@ -27,7 +27,7 @@ pub mod session;
 pub mod store;
 mod stream;
 
-pub use clients::{Client, Clients, Counters};
+pub use clients::{Client, Clients, Counters, Ended, TypeCounters};
 pub use response::Response;
 pub use server::{Authenticate, Caller, Limits, Service, service};
 pub use session::{Everything, Facts, Scope, Session};

@@ -235,7 +235,7 @@ impl Session {
                 let nonce = format!("{:x}-{:x}", self.id, self.nonces);
                 return Ok(Step::Send(typed.send(nonce, batch, now)));
             }
-            if !whole {
+            if progress == Progress::More {
                 return Ok(Step::Working);
             }
             moved |= typed.interest.cursor() > before;
@@ -255,10 +255,10 @@ impl Session {
         unsent.min().unwrap_or(u64::MAX)
     }
 
-    /// Everything there was when the client asked for it.
+    /// Everything there was when the client asked for everything. Answers to single questions wait for the policies.
     fn has_sent_others(&self, own: usize) -> bool {
         let mut others = self.types.iter().enumerate().filter(|(index, _)| *index != own);
-        others.all(|(_, typed)| typed.interest.is_caught_up())
+        others.all(|(_, typed)| !typed.interest.is_wildcard() || typed.interest.is_caught_up())
     }
 
     /// A first answer goes on only when it is given room.

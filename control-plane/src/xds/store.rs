@@ -12,6 +12,7 @@
 //! nothing that it has.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ops::Bound;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use aws_lc_rs::digest;
@@ -147,6 +148,8 @@ pub(super) struct Table {
     places: HashMap<Arc<str>, u64>,
     /// The names of the resources that have an alias, in order.
     aliases: HashMap<Arc<str>, Vec<Arc<str>>>,
+    /// The names of the resources that belong to a name, which need not be there itself.
+    members: HashMap<Arc<str>, BTreeSet<Arc<str>>>,
     /// The places of the notes of what is gone.
     gone: BTreeSet<u64>,
     latest: u64,
@@ -166,6 +169,7 @@ pub(super) struct Entry {
     pub(super) name: Arc<str>,
     pub(super) version: u64,
     pub(super) aliases: Box<[Arc<str>]>,
+    pub(super) belongs_to: Box<[Arc<str>]>,
     pub(super) node: Option<Arc<str>>,
     /// It belonged to another node once: there may be a client that was sent it then and is not to have it now.
     pub(super) moved: bool,
@@ -202,6 +206,19 @@ impl Table {
         self.aliases.get(alias).map_or(&[], Vec::as_slice)
     }
 
+    pub(super) fn has_members(&self, name: &str) -> bool {
+        self.members.contains_key(name)
+    }
+
+    /// The one that follows among those that belong to a name; the first, if none is named.
+    pub(super) fn member_after(&self, name: &str, last: Option<&Arc<str>>) -> Option<&Arc<str>> {
+        let members = self.members.get(name)?;
+        match last {
+            Some(last) => members.range::<Arc<str>, _>((Bound::Excluded(last), Bound::Unbounded)).next(),
+            None => members.first(),
+        }
+    }
+
     /// When a name changed last, as far as that is remembered.
     pub(super) fn changed(&self, name: &str) -> Option<u64> {
         self.places.get(name).copied()
@@ -230,6 +247,13 @@ impl Table {
             if let Err(place) = names.binary_search(&name) {
                 names.insert(place, Arc::clone(&name));
             }
+        }
+        for owner in &mut entry.belongs_to {
+            // A name is kept once, however many belong to it.
+            if let Some((known, _)) = self.members.get_key_value(owner) {
+                *owner = Arc::clone(known);
+            }
+            self.members.entry(Arc::clone(owner)).or_default().insert(Arc::clone(&name));
         }
         self.put(name, Item::Live(Arc::new(entry)), sequence);
         true
@@ -264,6 +288,13 @@ impl Table {
                 self.aliases.remove(alias);
             }
         }
+        for owner in &old.belongs_to {
+            let Some(members) = self.members.get_mut(owner) else { continue };
+            members.remove(name);
+            if members.is_empty() {
+                self.members.remove(owner);
+            }
+        }
     }
 
     fn forget(&mut self, keep: usize) {
@@ -279,8 +310,8 @@ impl Table {
 
 impl Entry {
     fn new(resource: Resource) -> Self {
-        let Resource { kind, name, aliases, node, body } = resource;
-        let version = version(kind, &name, &aliases, &body);
+        let Resource { kind, name, aliases, belongs_to, node, body } = resource;
+        let version = version(kind, &name, [&aliases, &belongs_to], &body);
         let element = proto::Resource {
             version: version_text(version),
             resource: Some(Any { type_url: kind.type_url().to_owned(), value: body.into() }),
@@ -294,7 +325,8 @@ impl Entry {
             let bytes = encoded.len();
             tracing::warn!(%name, bytes, "a resource is larger than many clients accept in one message");
         }
-        Self { name, version, aliases: aliases.into(), node, moved: false, encoded }
+        let (aliases, belongs_to) = (aliases.into(), belongs_to.into());
+        Self { name, version, aliases, belongs_to, node, moved: false, encoded }
     }
 }
 
@@ -307,7 +339,7 @@ pub(super) fn parse_version(text: &str) -> Option<u64> {
     (text.len() == 16).then(|| u64::from_str_radix(text, 16).ok()).flatten()
 }
 
-fn version(kind: Kind, name: &str, aliases: &[Arc<str>], body: &[u8]) -> u64 {
+fn version(kind: Kind, name: &str, [aliases, belongs_to]: [&[Arc<str>]; 2], body: &[u8]) -> u64 {
     let mut context = digest::Context::new(&digest::SHA256);
     let mut part = |bytes: &[u8]| {
         context.update(&(bytes.len() as u64).to_be_bytes());
@@ -317,6 +349,11 @@ fn version(kind: Kind, name: &str, aliases: &[Arc<str>], body: &[u8]) -> u64 {
     part(name.as_bytes());
     part(body);
     aliases.iter().for_each(|alias| part(alias.as_bytes()));
+    if !belongs_to.is_empty() {
+        // An alias is no such name.
+        part(b"belongs to");
+        belongs_to.iter().for_each(|owner| part(owner.as_bytes()));
+    }
     let hash = context.finish();
     let mut first = [0; 8];
     first.copy_from_slice(&hash.as_ref()[..8]);

@@ -15,10 +15,10 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
-use super::clients::{Clients, Registered};
+use super::clients::{Clients, Ended, Registered};
 use super::grpc::{Inbound, Incoming};
 use super::response::{Response, Room};
-use super::session::{Received, Session, Step};
+use super::session::{End, Received, Session, Step};
 use super::store::Store;
 
 /// How long a client may take to say what it wants.
@@ -60,6 +60,29 @@ struct Unread {
 /// A place in the queue for room, which is kept while other things happen.
 struct Waiting(Option<Pin<Box<dyn Future<Output = Option<Room>> + Send>>>);
 
+/// Why the stream is over, for the client and for who counts.
+struct Ending {
+    reason: Ended,
+    status: Status,
+}
+
+impl Ending {
+    fn new(reason: Ended, status: Status) -> Self {
+        Self { reason, status }
+    }
+}
+
+impl From<End> for Ending {
+    fn from(end: End) -> Self {
+        let reason = match end {
+            End::Unanswered { .. } => Ended::Unanswered,
+            End::Behind(_) => Ended::Behind,
+            _ => Ended::Refused,
+        };
+        Self::new(reason, end.status())
+    }
+}
+
 enum Event {
     Stop(&'static str),
     Request(Result<Option<Box<Incoming>>, Status>),
@@ -78,7 +101,8 @@ where
 {
     /// Serves until the client goes, or is given up.
     pub(super) async fn run(mut self) {
-        let status = self.serve().await;
+        let Ending { reason: ended, status } = self.serve().await;
+        self.clients.count_ended(ended);
         let connected = &self.registered.connected;
         let node = self.session().node().map(|node| node.id.clone()).unwrap_or_default();
         let (caller, peer) = (&connected.caller, connected.peer.map(tracing::field::display));
@@ -93,7 +117,7 @@ where
         let _ = self.end.set(status);
     }
 
-    async fn serve(&mut self) -> Status {
+    async fn serve(&mut self) -> Ending {
         let begun = Instant::now();
         let mut unread_since = None;
         // The place of a large request, held until what it lists is compared for the most part.
@@ -103,7 +127,7 @@ where
             match self.advance().await {
                 Ok(Done::Idle) => unread_since = None,
                 Ok(Done::Unread) => _ = unread_since.get_or_insert_with(|| self.unread()),
-                Err(status) => return status,
+                Err(end) => return end.into(),
             }
             drop(place.take());
             room.wait_if(self.session().waits_for_room(), &self.rooms);
@@ -115,7 +139,9 @@ where
             let event = tokio::select! {
                 biased;
                 _ = self.stop.wait_for(|stop| *stop) => Event::Stop("the controller is stopping"),
-                () = self.responses.closed() => return Status::cancelled("the client has gone"),
+                () = self.responses.closed() => {
+                    return Ending::new(Ended::Closed, Status::cancelled("the client has gone"));
+                }
                 incoming = self.inbound.message() => Event::Request(incoming),
                 _ = self.responses.reserve(), if unread_since.is_some() => Event::Read,
                 changed = self.changes.changed() => match changed {
@@ -126,12 +152,12 @@ where
                 () = until(deadline) => Event::Deadline,
             };
             match event {
-                Event::Stop(why) => return Status::unavailable(why),
-                Event::Request(Ok(None)) => return Status::ok(""),
-                Event::Request(Err(status)) => return status,
+                Event::Stop(why) => return Ending::new(Ended::Stopped, Status::unavailable(why)),
+                Event::Request(Ok(None)) => return Ending::new(Ended::Closed, Status::ok("")),
+                Event::Request(Err(status)) => return Ending::new(Ended::Broken, status),
                 Event::Request(Ok(Some(incoming))) => match self.received(*incoming) {
                     Ok(of_large) => place = of_large,
-                    Err(status) => return status,
+                    Err(end) => return end.into(),
                 },
                 Event::Read => unread_since = None,
                 Event::Room(given) => self.session().give_room(given),
@@ -145,8 +171,8 @@ where
                         }
                         _ => unread,
                     };
-                    if let Some(status) = self.overdue(silent, unread) {
-                        return status;
+                    if let Some(ending) = self.overdue(silent, unread) {
+                        return ending;
                     }
                 }
             }
@@ -154,12 +180,12 @@ where
     }
 
     /// Does what there is to do without waiting for the client.
-    async fn advance(&mut self) -> Result<Done, Status> {
+    async fn advance(&mut self) -> Result<Done, End> {
         loop {
             let Ok(place) = self.responses.try_reserve() else { return Ok(Done::Unread) };
             self.changes.mark_unchanged();
             let step = session(&self.registered).poll(&self.store, std::time::Instant::now());
-            match step.map_err(|end| end.status())? {
+            match step? {
                 Step::Send(response) => {
                     self.clients.count_sent(&response);
                     place.send(response);
@@ -173,11 +199,10 @@ where
         }
     }
 
-    fn received(&mut self, incoming: Incoming) -> Result<Option<tokio::sync::OwnedSemaphorePermit>, Status> {
+    fn received(&mut self, incoming: Incoming) -> Result<Option<tokio::sync::OwnedSemaphorePermit>, End> {
         let Incoming { request, place } = incoming;
         let type_url = request.type_url.clone();
-        let received =
-            self.session().received(request, std::time::Instant::now()).map_err(|end| end.status())?;
+        let received = self.session().received(request, std::time::Instant::now())?;
         self.clients.count_received(&type_url, &received);
         if let Received::Nack(nack) = received {
             let connected = &self.registered.connected;
@@ -188,22 +213,24 @@ where
     }
 
     /// Which deadline has passed, if it still counts.
-    fn overdue(&self, silent: Option<Instant>, unread: Option<Instant>) -> Option<Status> {
+    fn overdue(&self, silent: Option<Instant>, unread: Option<Instant>) -> Option<Ending> {
         let now = Instant::now();
         let passed = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
-        let late = |what: &str, limit: Duration| {
-            Some(Status::deadline_exceeded(format!("{what} in {} s", limit.as_secs())))
+        let late = |reason: Ended, what: &str, limit: Duration| {
+            let status = Status::deadline_exceeded(format!("{what} in {} s", limit.as_secs()));
+            Some(Ending::new(reason, status))
         };
         if passed(silent) {
-            return late("the client said nothing", FIRST_REQUEST_DEADLINE);
+            return late(Ended::Silent, "the client said nothing", FIRST_REQUEST_DEADLINE);
         }
         if passed(unread) {
-            return late("the client read nothing", READ_DEADLINE);
+            return late(Ended::Unread, "the client read nothing", READ_DEADLINE);
         }
         if passed(self.inbound.deadline()) {
-            return Some(Status::deadline_exceeded("a request was begun and did not end in time"));
+            let status = Status::deadline_exceeded("a request was begun and did not end in time");
+            return Some(Ending::new(Ended::Silent, status));
         }
-        self.session().tick(now.into_std()).err().map(|end| end.status())
+        self.session().tick(now.into_std()).err().map(Ending::from)
     }
 
     fn unread(&self) -> Unread {

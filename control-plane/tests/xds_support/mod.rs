@@ -93,6 +93,7 @@ pub fn resource(name: &str, body: &str) -> Resource {
         kind: Kind::Address,
         name: name.into(),
         aliases: vec![format!("net/{name}").into()],
+        belongs_to: Vec::new(),
         node: None,
         body: Bytes::copy_from_slice(body.as_bytes()),
     }

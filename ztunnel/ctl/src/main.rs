@@ -25,8 +25,8 @@ enum Command {
     Workloads(mesh::Arguments),
     /// Services that the proxies know, with their endpoints
     Services(mesh::Arguments),
-    /// Policies that the proxies enforce
-    Policies(mesh::Arguments),
+    /// Policies: what of each is enforced and why not all, which proxies hold it, and mistakes in their files
+    Policies(mesh::PolicyArguments),
     /// Certificates that the proxies hold
     Certificates(mesh::Arguments),
 }
@@ -38,7 +38,7 @@ fn main() -> ExitCode {
         Command::Status(arguments) => mesh(View::Status, arguments),
         Command::Workloads(arguments) => mesh(View::Workloads, arguments),
         Command::Services(arguments) => mesh(View::Services, arguments),
-        Command::Policies(arguments) => mesh(View::Policies, arguments),
+        Command::Policies(arguments) => mesh::policies(&arguments).map_err(|error| error.to_string()),
         Command::Certificates(arguments) => mesh(View::Certificates, arguments),
     };
     match outcome {

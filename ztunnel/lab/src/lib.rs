@@ -21,6 +21,7 @@ pub mod capture;
 mod error;
 mod files;
 mod follow;
+pub mod http;
 pub mod lab;
 pub mod manifests;
 pub mod measure;

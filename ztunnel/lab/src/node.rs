@@ -1,8 +1,8 @@
 //! Handles to what a lab consists of: a node with its agent and proxy, and a pod.
 
 use std::fs;
-use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,6 +10,8 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::error::Error;
+use crate::http;
+pub use crate::http::Answer;
 use crate::manifests::{Node, Pod};
 use crate::namespace;
 use crate::process::{Process, Start};
@@ -17,7 +19,6 @@ use crate::traffic::limit;
 
 /// The proxy's user: no name, no group, no capability.
 pub const PROXY_USER: u32 = 1337;
-const HTTP_DEADLINE: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub struct NodeHandle {
@@ -28,13 +29,6 @@ pub struct NodeHandle {
     token: String,
     agent: Option<Process>,
     proxy: Option<Process>,
-}
-
-/// An answer of the proxy's HTTP endpoints.
-#[derive(Clone, Debug)]
-pub struct Answer {
-    pub status: u16,
-    pub body: String,
 }
 
 impl NodeHandle {
@@ -181,8 +175,7 @@ impl NodeHandle {
 
     /// One request to an endpoint of the proxy, from inside the node.
     pub fn http(&self, method: &str, port: u16, path: &str) -> io::Result<Answer> {
-        let request = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-        namespace::run(&self.namespace, move || exchange(port, &request)).map_err(io::Error::other)?
+        http::request_in(&self.namespace, SocketAddr::from((Ipv4Addr::LOCALHOST, port)), method, path)
     }
 
     pub fn is_ready(&self) -> bool {
@@ -287,17 +280,4 @@ impl PodHandle {
             Ok(socket.into())
         })
     }
-}
-
-fn exchange(port: u16, request: &str) -> io::Result<Answer> {
-    let mut stream = TcpStream::connect_timeout(&SocketAddr::from(([127, 0, 0, 1], port)), HTTP_DEADLINE)?;
-    limit(&stream, HTTP_DEADLINE)?;
-    stream.write_all(request.as_bytes())?;
-    let mut bytes = Vec::new();
-    stream.read_to_end(&mut bytes)?;
-    let text = String::from_utf8_lossy(&bytes);
-    let malformed = || io::Error::from(io::ErrorKind::InvalidData);
-    let (head, body) = text.split_once("\r\n\r\n").ok_or_else(malformed)?;
-    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or_else(malformed)?;
-    Ok(Answer { status, body: body.to_owned() })
 }

@@ -1,10 +1,12 @@
 //! The processes of a lab: what they are told and when they are ready.
 
+use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::{Error, UP_DEADLINE};
+use crate::http::{self, Answer};
 use crate::lab::{CONTROLLER, tail};
 use crate::manifests::Pod;
 use crate::process::{Process, Start};
@@ -43,7 +45,7 @@ impl Lab {
         let text = |path: PathBuf| path.display().to_string();
         let arguments = [
             ("--listen", SocketAddr::from((CONTROLLER, CONTROLLER_PORT)).to_string()),
-            ("--status-listen", SocketAddr::from((CONTROLLER, STATUS_PORT)).to_string()),
+            ("--status-listen", status_address().to_string()),
             ("--host", CONTROLLER.to_string()),
             ("--ca-dir", text(self.ca_folder())),
             ("--nodes", text(folder.join("nodes.json"))),
@@ -73,6 +75,11 @@ impl Lab {
             return Ok(());
         }
         Err(Error::NotReady { what: "the controller".to_owned(), log: tail(&folder.join("controller.log")) })
+    }
+
+    /// One GET of the controller's status page.
+    pub fn controller_status(&self, path: &str) -> io::Result<Answer> {
+        http::request_in(&self.underlay(), status_address(), "GET", path)
     }
 
     /// Starts an agent on a node.
@@ -153,4 +160,9 @@ impl Lab {
     pub(crate) fn root_path(&self) -> PathBuf {
         self.ca_folder().join("root-cert.pem")
     }
+}
+
+/// In the underlay.
+fn status_address() -> SocketAddr {
+    SocketAddr::from((CONTROLLER, STATUS_PORT))
 }

@@ -19,6 +19,28 @@ pub(super) struct Path {
     pub(super) subject: String,
 }
 
+/// When a certificate of the chain, or a root, is over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Expiry {
+    /// `root` or `intermediate`.
+    pub role: &'static str,
+    pub subject: String,
+    /// In hexadecimal digits: two roots may have one subject.
+    pub serial: String,
+    pub not_after: SystemTime,
+}
+
+pub(super) fn expiries(role: &'static str, certificates: &[CertificateDer<'_>]) -> Vec<Expiry> {
+    let parsed = certificates.iter().filter_map(|der| parse(der).ok());
+    let expiry = |one: X509Certificate<'_>| Expiry {
+        role,
+        subject: one.subject().to_string(),
+        serial: one.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect(),
+        not_after: not_after(&one),
+    };
+    parsed.map(expiry).collect()
+}
+
 pub(super) fn is_self_signed(der: &CertificateDer<'_>) -> bool {
     parse(der).is_ok_and(|one| one.subject().as_raw() == one.issuer().as_raw())
 }

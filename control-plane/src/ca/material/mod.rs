@@ -24,6 +24,7 @@ use rustls::pki_types::pem::PemObject;
 
 use super::files;
 
+pub use chain::Expiry;
 pub(super) use make::self_made;
 
 pub const CERTIFICATE: &str = "tls.crt";
@@ -47,6 +48,8 @@ pub struct Material {
     pub(super) roots: String,
     /// The first end among the issuing certificate, those above it and its root.
     pub(super) not_after: SystemTime,
+    /// Of each intermediate and each root.
+    pub(super) expiries: Vec<Expiry>,
     subject: String,
 }
 
@@ -138,10 +141,13 @@ impl Material {
         let key_id = KeyId::of(&key);
         let issuer = Issuer::from_ca_cert_der(&certificates[0], key).map_err(|error| error.to_string())?;
         let intermediates: Vec<_> = path.intermediates.iter().map(pem).collect();
+        let mut expiries = chain::expiries("intermediate", &path.intermediates);
+        expiries.extend(chain::expiries("root", roots));
         let material = Self {
             issuer,
             key_id,
             intermediates,
+            expiries,
             roots: roots.iter().map(pem).collect(),
             not_after: path.not_after,
             subject: path.subject,

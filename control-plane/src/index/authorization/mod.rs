@@ -6,6 +6,9 @@
 //! away, and where nothing is left of a source, an operation or a condition, it holds for everyone. (istiod leaves an
 //! empty match there, which no connection ever matches, so that such a rule denies nobody.)
 //!
+//! A part that could not even be read (`unread`) is the same: in an ALLOW policy its rule is left out, or all of them if it
+//! stands outside of the rules; in a DENY policy it counts as matched.
+//!
 //! Which alternatives hold is only ever decided by `decide`; this module writes them down and says what it left out.
 
 mod fields;
@@ -14,7 +17,7 @@ use ztunnel_model::policy::{self, Clause, Policy, PolicyKey, Scope};
 
 use self::fields::{Fields, Outcome};
 use super::status::Reason;
-use crate::object::{Action, AuthorizationPolicy, Condition, Labels, Operation, Rule, Source};
+use crate::object::{Action, AuthorizationPolicy, Condition, Labels, Operation, Part, Rule, Source, Unread};
 
 const WAYPOINT: &str = "is enforced by waypoints only";
 
@@ -66,11 +69,20 @@ pub(super) fn convert(object: &AuthorizationPolicy, root_namespace: &str) -> Con
             false
         }
     };
-    let Some(action) = action.filter(|_| object.targets.is_empty()) else {
+    let enforced = action.filter(|_| object.targets.is_empty());
+    reasons.extend(object.unread.iter().map(|unread| unread_reason(unread, enforced)));
+    let Some(action) = enforced else {
         return Converted { policy: None, reasons };
     };
     let mut converter = Converter { action, namespace: &object.name.namespace, reasons };
-    let rules = object.rules.iter().enumerate();
+    let allows = action == policy::Action::Allow;
+    let is_unread = |index| {
+        object
+            .unread
+            .iter()
+            .any(|unread| matches!(unread.part, Part::Whole) || unread.part == Part::Rule(index))
+    };
+    let rules = object.rules.iter().enumerate().filter(|(index, _)| !(allows && is_unread(*index)));
     let rules = rules.filter_map(|(index, rule)| converter.rule(rule, &format!("spec.rules[{index}]")));
     let policy = Policy {
         key: PolicyKey { namespace: object.name.namespace.to_string(), name: object.name.name.to_string() },
@@ -80,6 +92,17 @@ pub(super) fn convert(object: &AuthorizationPolicy, root_namespace: &str) -> Con
         rules: rules.collect(),
     };
     Converted { policy: Some(policy), reasons: converter.reasons }
+}
+
+fn unread_reason(unread: &Unread, action: Option<policy::Action>) -> Reason {
+    let consequence = match (action, unread.part) {
+        (None, _) => "the policy is not enforced here",
+        (Some(policy::Action::Allow), Part::Rule(_)) => "the rule is left out and allows nobody",
+        (Some(policy::Action::Allow), Part::Whole) => "the policy allows nobody",
+        (Some(policy::Action::Deny), Part::Rule(_)) => "the rule is enforced without it and denies more",
+        (Some(policy::Action::Deny), Part::Whole) => "the policy is enforced without it and denies more",
+    };
+    unread.reason(consequence)
 }
 
 fn word(action: Action) -> &'static str {

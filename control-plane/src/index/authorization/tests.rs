@@ -146,6 +146,7 @@ fn random_policy(random: &mut Random, index: usize) -> AuthorizationPolicy {
         action,
         dry_run: if random.below(15) == 0 { Some("true".to_owned()) } else { None },
         rules,
+        unread: Vec::new(),
     }
 }
 

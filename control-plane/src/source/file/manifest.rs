@@ -11,7 +11,7 @@ use crate::object::{Key, Kind, Name, Object};
 pub(super) struct Manifest {
     /// `None` if it does not even say what it describes.
     pub key: Option<Key>,
-    /// With mistakes: what of it can be held to on the safe side.
+    /// With mistakes: a policy, as far as it can be held to on the safe side.
     pub object: Option<Object>,
     pub line: usize,
     pub mistakes: Vec<Mistake>,
@@ -116,7 +116,8 @@ pub(super) fn read(root: &Place<'_>) -> Vec<Manifest> {
         };
         let reason = format!("a {kind} of this version is not read here; write {known}");
         manifest.mistakes.push(root.key("apiVersion").mistake(reason));
-        manifest.object = None;
+        // What is known of a policy is held to.
+        manifest.object.take_if(|object| !object.is_policy());
     }
     vec![manifest]
 }
@@ -148,8 +149,9 @@ fn read_known(root: &Place<'_>, schema: &Schema) -> Manifest {
     };
     let key = name.map(|name| Key::new(schema.kind, &Name::new(namespace, name)));
     let meta = meta(root, schema, &mut mistakes);
-    // What is known of a policy narrows as it should even where a value of it is wrong.
-    let safe = schema.kind == Kind::AuthorizationPolicy && mistakes.is_empty();
+    // A policy closes as much as it should even where a part of it is not known. Only where it stands must be.
+    let is_policy = matches!(schema.kind, Kind::AuthorizationPolicy | Kind::PeerAuthentication);
+    let safe = is_policy && is_placed(&metadata);
     // Read even without its metadata: all mistakes are named at once.
     let meta = meta.unwrap_or_default();
     let object =
@@ -173,9 +175,9 @@ fn object(
         Kind::Service => Object::Service(Box::new(core::service(root, name, meta, mistakes)?)),
         Kind::EndpointSlice => Object::EndpointSlice(core::slice(root, name, meta, mistakes)?),
         Kind::AuthorizationPolicy => {
-            Object::AuthorizationPolicy(policy::authorization(root, name, meta, mistakes)?)
+            Object::AuthorizationPolicy(policy::authorization(root, name, meta, mistakes))
         }
-        Kind::PeerAuthentication => Object::PeerAuthentication(policy::peer(root, name, meta, mistakes)?),
+        Kind::PeerAuthentication => Object::PeerAuthentication(policy::peer(root, name, meta, mistakes)),
     })
 }
 
@@ -201,6 +203,19 @@ fn meta(root: &Place<'_>, schema: &Schema, mistakes: &mut Vec<Mistake>) -> Optio
         _ => {}
     }
     place.decode_known(mistakes)
+}
+
+/// Whether the name and the namespace of a policy are known for certain.
+fn is_placed(metadata: &Place<'_>) -> bool {
+    let is_named =
+        metadata.get("name").and_then(|place| place.text()).is_some_and(|name| is_name(name, false));
+    is_named
+        && match metadata.get("namespace") {
+            Some(place) if place.is_null() => true,
+            Some(place) => place.text().is_some_and(|name| name.is_empty() || is_name(name, true)),
+            // It may be misspelt.
+            None => metadata.keys().all(|key| META.contains(&key)),
+        }
 }
 
 fn not_a_name(name: &str) -> String {

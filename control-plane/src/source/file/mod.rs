@@ -4,8 +4,22 @@
 //! Bad input loses nothing that worked. A document that becomes malformed keeps its last good object; a file that cannot
 //! be read or parsed, or that is empty for the moment, keeps all of its own; an object is removed when its document is
 //! gone from a file that can be read, or the file is gone. Of two documents with one key the one that stands already
-//! stays. A new AuthorizationPolicy with an unreadable value is applied all the same: the index reads it on the safe side,
-//! and without it everything would be open.
+//! stays.
+//!
+//! A new policy with mistakes is put into effect all the same, because without it everything would be open. Whoever wrote
+//! it meant to close something; what cannot be read may have closed more, so it is closed until the mistake is mended:
+//!
+//! | Mistake | What is in force |
+//! |---|---|
+//! | a value that cannot be read, in a field that can | the index reads it on the safe side |
+//! | a field of a rule: unknown, or not of its kind | ALLOW: the rule allows nobody. DENY: the rule without this field, which denies more |
+//! | any other field of an AuthorizationPolicy beside its rules | ALLOW: nobody is allowed by it. DENY: it denies by its rules, and everybody if these cannot be read |
+//! | the action, or what may be it | everybody is denied: another policy may allow what this one was to deny |
+//! | the selector | as above, in the whole namespace |
+//! | anything in a PeerAuthentication | STRICT on every port, before all others of its level; without a readable selector for the whole namespace |
+//! | the name or the namespace, or the text is no document | nothing is in force; the mistake is told |
+//!
+//! Fields for waypoints (targetRefs) stay the waypoints'. Once a good version was read, mistakes leave that in force.
 //!
 //! Must not know what objects mean.
 
@@ -41,6 +55,8 @@ const PERIOD: Duration = Duration::from_secs(5);
 pub struct Mistake {
     pub document: usize,
     pub at: located::Mistake,
+    /// What the document describes, if it says so.
+    pub object: Option<Key>,
 }
 
 /// The folder as it was last read.
@@ -74,6 +90,8 @@ struct File {
 struct Held {
     file: PathBuf,
     object: Object,
+    /// Nothing was wrong with it.
+    is_good: bool,
 }
 
 impl fmt::Display for Mistake {
@@ -197,7 +215,11 @@ impl Folder {
             file.manifests.iter().map(move |(number, manifest)| (path.as_path(), *number, manifest))
         });
         for (path, number, manifest) in all {
-            let at = |at: &located::Mistake| Mistake { document: number, at: at.clone() };
+            let at = |at: &located::Mistake| Mistake {
+                document: number,
+                at: at.clone(),
+                object: manifest.key.clone(),
+            };
             mistakes.extend(manifest.mistakes.iter().map(at));
             let Some(key) = &manifest.key else {
                 broken.push(path);
@@ -229,14 +251,16 @@ impl Folder {
             let held = self.held.get(key);
             let Some(object) = &manifest.object else { continue };
             if held.is_some_and(|held| held.object == *object && held.file == path)
-                || (held.is_some() && !manifest.mistakes.is_empty())
+                || (held.is_some_and(|held| held.is_good) && !manifest.mistakes.is_empty())
             {
                 continue;
             }
             if held.is_none_or(|held| held.object != *object) {
                 changes.push(Change::Set(object.clone()));
             }
-            self.held.insert(key.clone(), Held { file: path.to_owned(), object: object.clone() });
+            let is_good = manifest.mistakes.is_empty();
+            let held = Held { file: path.to_owned(), object: object.clone(), is_good };
+            self.held.insert(key.clone(), held);
         }
         changes
     }
@@ -246,12 +270,16 @@ fn parse(text: &str, path: &Path) -> Vec<(usize, Manifest)> {
     let name = path.display().to_string();
     let documents = Document::parse_all(text, &name).into_iter().enumerate();
     let manifests = documents.flat_map(|(index, document)| {
-        let manifests = match document {
+        let mut manifests = match document {
             Ok(document) => manifest::read(&document.root()),
             Err(mistake) => {
                 vec![Manifest { key: None, object: None, line: mistake.line, mistakes: vec![mistake] }]
             }
         };
+        for unread in manifests.iter_mut().filter_map(|one| one.object.as_mut()).flat_map(Object::unread_mut)
+        {
+            unread.document = index + 1;
+        }
         manifests.into_iter().map(move |manifest| (index + 1, manifest))
     });
     manifests.collect()
@@ -260,7 +288,8 @@ fn parse(text: &str, path: &Path) -> Vec<(usize, Manifest)> {
 fn whole(path: &Path, reason: &str) -> Mistake {
     let file = path.display().to_string();
     let (path, reason) = (String::new(), reason.to_owned());
-    Mistake { document: 0, at: located::Mistake { file, line: 0, column: 0, path, reason } }
+    let at = located::Mistake { file, line: 0, column: 0, path, reason };
+    Mistake { document: 0, at, object: None }
 }
 
 fn twice(
@@ -277,6 +306,7 @@ fn twice(
     Mistake {
         document,
         at: located::Mistake { file, line: manifest.line, column: 1, path: String::new(), reason },
+        object: Some(key.clone()),
     }
 }
 

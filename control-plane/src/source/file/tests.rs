@@ -6,10 +6,10 @@ use super::*;
 use crate::object::{Action, Kind, Mode, Name};
 
 /// A folder of its own for each test, removed with it.
-struct Scratch(PathBuf);
+pub(super) struct Scratch(pub(super) PathBuf);
 
 impl Scratch {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("manifests-{}-{number}", std::process::id()));
@@ -17,7 +17,7 @@ impl Scratch {
         Self(path)
     }
 
-    fn write(&self, name: &str, text: &str) {
+    pub(super) fn write(&self, name: &str, text: &str) {
         let path = self.0.join(name);
         fs::create_dir_all(path.parent().expect("it has one")).expect("folders");
         fs::write(path, text).expect("a file");
@@ -197,6 +197,7 @@ fn nothing_in_a_policy_is_passed_over() {
             "f.yaml:25:5: document 2: spec.rules[1].from: is empty",
             "f.yaml:31:16: document 3: spec.mtls.mode: unknown value \"STRONG\" (known: UNSET, DISABLE, PERMISSIVE, STRICT)",
             "f.yaml:32:19: document 3: spec.portLevelMtls.70000:",
+            "f.yaml:32:42: document 3: spec.portLevelMtls.0: 0 is not a port",
             "f.yaml:33:14: document 3: spec.selector.app: unknown key \"app\" (known: matchLabels)",
         ],
     );

@@ -11,9 +11,16 @@
 //!
 //! What was sent because of a key counts as asked for by its name from then on, as it does with istiod: its changes are
 //! sent also when it loses the alias that led to it, until its name is unsubscribed.
+//!
+//! Who asks for a resource that others belong to (a service with its workloads) gets those as well, before it: when it
+//! has the service it has the endpoints. What comes to belong to it later is sent when it does. `answer` does the former.
+
+mod answer;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
+
+use self::answer::Expansion;
 
 use super::{Facts, Scope};
 use crate::resource::Kind;
@@ -30,6 +37,8 @@ pub(super) struct Interest {
     wanted: HashSet<Box<str>>,
     /// What is to be answered even if nothing has changed.
     asked: BTreeMap<Arc<str>, Asked>,
+    /// The key that is being answered: what belongs to it goes first.
+    expansion: Option<Expansion>,
     /// What the client has because of a key, and in which version. What comes of the wildcard is not in it.
     held: HashMap<Arc<str>, Option<u64>>,
     /// Names in `held` and `asked` that were unsubscribed. Only the store knows whether an alias of theirs is still wanted.
@@ -48,10 +57,13 @@ pub(super) struct Wishes {
     pub(super) first: Option<HashMap<String, String>>,
 }
 
-/// Whether there is more to tell at once.
+/// Whether there is more to tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Progress {
+    /// At once.
     More,
+    /// When other types have said what came before it.
+    Waits,
     Done,
 }
 
@@ -129,13 +141,18 @@ impl Interest {
             return Ok(Progress::More);
         }
         self.notice_forgotten(table)?;
-        if self.answer(table, view, batch) == Progress::More {
+        let answered = self.answer(table, view, batch);
+        if answered == Progress::More {
             return Ok(Progress::More);
         }
         if self.compare(table, view, batch) == Progress::More {
             return Ok(Progress::More);
         }
-        Ok(self.follow(table, view, batch))
+        // Also while an answer waits: others may wait for what is followed.
+        Ok(match self.follow(table, view, batch) {
+            Progress::Done => answered,
+            unfinished => unfinished,
+        })
     }
 
     /// What there is of everything and nothing else, so that what changes between two calls cannot contradict what the batch
@@ -190,7 +207,7 @@ impl Interest {
 
     /// Everything there was at the beginning has been looked at.
     pub(super) fn is_caught_up(&self) -> bool {
-        self.begun && self.walk.is_none() && self.asked.is_empty()
+        self.begun && self.walk.is_none() && self.asked.is_empty() && self.expansion.is_none()
     }
 
     fn hold(&mut self, versions: HashMap<String, String>, wildcard: bool) {
@@ -231,84 +248,6 @@ impl Interest {
             *until = Some(latest);
             self.cursor = 0;
         }
-    }
-
-    /// Lets go of what was unsubscribed, unless an alias of it is still wanted. The client decides that by the version that
-    /// it has; if there is another by now, it is told that this one is gone. If all is gone, the log tells so.
-    fn leave(&mut self, table: &Table, batch: &mut Batch) -> Progress {
-        while let Some(name) = self.left.first() {
-            if !batch.look() || batch.is_full_for(name.len()) {
-                return Progress::More;
-            }
-            let Some(name) = self.left.pop_first() else { break };
-            let entry = table.named(&name);
-            if self.wanted.contains(&*name) {
-                continue;
-            }
-            if entry.map_or(self.held.contains_key(&name), |entry| self.wants(entry)) {
-                self.asked.entry(name).and_modify(|asked| asked.aliases = false);
-                continue;
-            }
-            self.asked.remove(&name);
-            let version = self.held.remove(&name);
-            if version.is_some_and(|version| version != entry.map(|entry| entry.version)) {
-                batch.remove(name);
-            }
-        }
-        Progress::Done
-    }
-
-    fn notice_forgotten(&mut self, table: &Table) -> Result<(), Missed> {
-        let until = match &self.walk {
-            Some(Walk::Compare { until, .. }) => until.unwrap_or_default(),
-            Some(Walk::Vanished { until, .. }) => *until,
-            None => 0,
-        };
-        if table.forgotten() <= self.cursor.max(until) {
-            return Ok(());
-        }
-        if self.wildcard {
-            return Err(Missed);
-        }
-        let unasked = Asked { fresh: false, aliases: false };
-        for name in self.held.keys() {
-            self.asked.entry(Arc::clone(name)).or_insert(unasked);
-        }
-        for key in &self.wanted {
-            self.asked.entry(Arc::from(&**key)).or_insert(Asked { fresh: false, aliases: true });
-        }
-        self.cursor = table.latest();
-        Ok(())
-    }
-
-    /// Answers what is asked: with the resources, or with the removal of a key that leads nowhere.
-    fn answer(&mut self, table: &Table, view: &View<'_>, batch: &mut Batch) -> Progress {
-        while let Some((key, asked)) = self.asked.first_key_value() {
-            let (key, asked) = (Arc::clone(key), *asked);
-            let found = table.named(&key);
-            if !batch.look() || batch.is_full_for(found.map_or(key.len(), |entry| entry.encoded.len())) {
-                return Progress::More;
-            }
-            self.asked.remove(&key);
-            let others = if asked.aliases { table.names_of_alias(&key) } else { &[] };
-            for name in others.iter().filter(|name| **name != key) {
-                self.asked.entry(Arc::clone(name)).or_insert(Asked { aliases: false, ..asked });
-            }
-            match found {
-                Some(entry) => {
-                    let known = self.covers(entry, view) || self.held.get(&key) == Some(&Some(entry.version));
-                    if asked.fresh || !known {
-                        self.send(entry, view, batch);
-                    }
-                }
-                None => {
-                    if self.held.remove(&key).is_some() || others.is_empty() {
-                        batch.remove(key);
-                    }
-                }
-            }
-        }
-        Progress::Done
     }
 
     fn compare(&mut self, table: &Table, view: &View<'_>, batch: &mut Batch) -> Progress {
@@ -367,7 +306,7 @@ impl Interest {
             }
             self.cursor = sequence;
             match item {
-                Item::Live(entry) => self.follow_live(entry, view, batch),
+                Item::Live(entry) => self.follow_live(entry, table, view, batch),
                 Item::Gone(name) => {
                     if self.held.remove(name).is_some() || self.wildcard {
                         batch.remove(Arc::clone(name));
@@ -379,10 +318,13 @@ impl Interest {
         Progress::Done
     }
 
-    fn follow_live(&mut self, entry: &Arc<Entry>, view: &View<'_>, batch: &mut Batch) {
+    fn follow_live(&mut self, entry: &Arc<Entry>, table: &Table, view: &View<'_>, batch: &mut Batch) {
         let held = self.held.get(&entry.name);
-        if self.covers(entry, view) || held.is_some() || self.wants(entry) {
-            if held != Some(&Some(entry.version)) {
+        if self.covers(entry, view) || held.is_some() || self.wants(entry, table) {
+            if held.is_none() && !self.covers(entry, view) && table.has_members(&entry.name) {
+                // What belongs to it may have been there before it.
+                self.asked.entry(Arc::clone(&entry.name)).or_insert(Asked { fresh: false, aliases: false });
+            } else if held != Some(&Some(entry.version)) {
                 self.send(entry, view, batch);
             }
         } else if self.wildcard && entry.moved {
@@ -395,7 +337,16 @@ impl Interest {
         self.wildcard && view.includes(entry)
     }
 
-    fn wants(&self, entry: &Entry) -> bool {
+    /// By a key of its own, or of what it belongs to.
+    fn wants(&self, entry: &Entry, table: &Table) -> bool {
+        self.wants_itself(entry)
+            || entry.belongs_to.iter().any(|owner| {
+                self.held.contains_key(owner)
+                    || table.named(owner).is_some_and(|owner| self.wants_itself(owner))
+            })
+    }
+
+    fn wants_itself(&self, entry: &Entry) -> bool {
         !self.wanted.is_empty()
             && (self.wanted.contains(&*entry.name)
                 || entry.aliases.iter().any(|alias| self.wanted.contains(&**alias)))

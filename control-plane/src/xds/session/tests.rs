@@ -13,7 +13,9 @@ use crate::resource::{Changes, Resource};
 use crate::xds::store::{Writer, store_remembering};
 
 mod answers;
+mod members;
 mod on_demand;
+mod order;
 mod random;
 mod reconnect;
 mod scoped;
@@ -65,10 +67,19 @@ impl Script {
 
     /// Names, bodies and aliases, the latter with spaces between them.
     fn set_aliased(&mut self, resources: &[(&str, &str, &str)]) {
-        let set = resources.iter().map(|(name, body, aliases)| Resource {
+        let all: Vec<_> =
+            resources.iter().map(|(name, body, aliases)| (*name, *body, *aliases, "")).collect();
+        self.set_belonging(&all);
+    }
+
+    /// One after the other: name, body, aliases and what it belongs to, the latter two with spaces between them.
+    fn set_belonging(&mut self, resources: &[(&str, &str, &str, &str)]) {
+        let words = |words: &str| words.split_whitespace().map(Arc::from).collect();
+        let set = resources.iter().map(|(name, body, aliases, owners)| Resource {
             kind: self.kind,
             name: (*name).into(),
-            aliases: aliases.split_whitespace().map(Arc::from).collect(),
+            aliases: words(aliases),
+            belongs_to: words(owners),
             node: None,
             body: Bytes::copy_from_slice(body.as_bytes()),
         });

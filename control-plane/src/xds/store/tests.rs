@@ -5,6 +5,7 @@ fn resource(name: &str, body: &str) -> Resource {
         kind: Kind::Address,
         name: name.into(),
         aliases: vec![format!("net/{name}").into()],
+        belongs_to: Vec::new(),
         node: None,
         body: Bytes::from(body.to_owned()),
     }

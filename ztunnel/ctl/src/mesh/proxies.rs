@@ -22,8 +22,7 @@ impl Proxy {
 }
 
 /// The proxies of a lab that is up; `only` of these nodes, if it names any.
-pub(super) fn of_lab(name: &str, only: &[String]) -> Result<Vec<Proxy>, Error> {
-    let lab = Lab::attach(name)?;
+pub(super) fn of_lab(lab: &Lab, only: &[String]) -> Result<Vec<Proxy>, Error> {
     if let Some(name) = only.iter().find(|name| lab.nodes().iter().all(|node| node.name() != name.as_str())) {
         let known: Vec<&str> = lab.nodes().iter().map(|node| node.name()).collect();
         return Err(Error::Node { name: name.clone(), known: known.join(", ") });

@@ -1,34 +1,58 @@
-//! Left-aligned columns, each as wide as its widest cell.
+//! Left-aligned columns, each as wide as its widest cell, with notes under a row.
 
 use std::fmt;
 
 pub(super) struct Table {
-    rows: Vec<Vec<String>>,
+    columns: usize,
+    lines: Vec<Line>,
+}
+
+enum Line {
+    Row(Vec<String>),
+    /// As long as it is.
+    Note(String),
 }
 
 impl Table {
     pub(super) fn new(columns: &[&str]) -> Self {
-        Self { rows: vec![columns.iter().map(|&column| column.to_owned()).collect()] }
+        let head = columns.iter().map(|&column| column.to_owned()).collect();
+        Self { columns: columns.len(), lines: vec![Line::Row(head)] }
     }
 
     pub(super) fn add(&mut self, cells: Vec<String>) {
         let filled = cells.into_iter().map(|cell| if cell.is_empty() { "-".to_owned() } else { cell });
-        self.rows.push(filled.collect());
+        self.lines.push(Line::Row(filled.collect()));
+    }
+
+    /// Stands under the row that was added last.
+    pub(super) fn note(&mut self, text: &str) {
+        self.lines.push(Line::Note(text.to_owned()));
+    }
+
+    fn rows(&self) -> impl Iterator<Item = &Vec<String>> {
+        self.lines.iter().filter_map(|line| match line {
+            Line::Row(cells) => Some(cells),
+            Line::Note(_) => None,
+        })
     }
 }
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let columns = self.rows[0].len();
         let width = |column: usize| {
-            let cells = self.rows.iter().filter_map(|row| row.get(column));
+            let cells = self.rows().filter_map(|row| row.get(column));
             cells.map(|cell| cell.chars().count()).max().unwrap_or_default()
         };
-        let widths: Vec<usize> = (0..columns).map(width).collect();
-        for row in &self.rows {
-            let padded: Vec<String> =
-                row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}")).collect();
-            writeln!(f, "{}", padded.join("  ").trim_end())?;
+        let widths: Vec<usize> = (0..self.columns).map(width).collect();
+        for line in &self.lines {
+            match line {
+                Line::Row(cells) => {
+                    let padded: Vec<String> =
+                        cells.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}")).collect();
+                    writeln!(f, "{}", padded.join("  ").trim_end())?;
+                }
+                Line::Note(text) => writeln!(f, "    {text}")?,
+            }
         }
         Ok(())
     }

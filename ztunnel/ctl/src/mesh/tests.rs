@@ -2,6 +2,8 @@ use serde_json::json;
 
 use super::*;
 
+mod policies;
+
 fn proxies() -> Vec<Proxy> {
     let workload = |status: &str| {
         json!({
@@ -51,6 +53,10 @@ fn proxies() -> Vec<Proxy> {
 fn table<R: Row>(rows: &[R]) -> Vec<String> {
     let mut table = Table::new(R::COLUMNS);
     rows.iter().for_each(|row| table.add(row.cells()));
+    lines(&table)
+}
+
+fn lines(table: &Table) -> Vec<String> {
     table.to_string().lines().skip(1).map(str::to_owned).collect()
 }
 
@@ -77,19 +83,6 @@ fn services_count_their_endpoints() {
     assert_eq!(
         table(&rows),
         ["shop       cart  cart.svc  /10.9.0.1,far/10.8.0.0/16  80:8080,81:0  1/2        all"]
-    );
-}
-
-#[test]
-fn policies_count_the_workloads_that_they_apply_to() {
-    let rows = policies::rows(&proxies(), |_| true);
-    assert_eq!(
-        table(&rows),
-        [
-            "shop       all    Deny    Global            2      no       2          all",
-            "shop       here   Deny    Namespace         2      no       1          all",
-            "shop       named  Deny    WorkloadSelector  2      no       1          all",
-        ]
     );
 }
 

@@ -77,7 +77,7 @@ impl Spot {
 
     pub(super) fn mistake(&self, reason: impl Into<String>) -> Mistake {
         let at = located::Mistake { reason: reason.into(), ..self.at.clone() };
-        Mistake { document: self.document, at }
+        Mistake { document: self.document, at, object: None }
     }
 
     /// `FILE:LINE`
@@ -161,7 +161,7 @@ impl Folder {
                 }
                 let is_good = is_first && written.mistakes.is_empty() && !mistakes.iter().any(own);
                 let told = written.mistakes.drain(..);
-                mistakes.extend(told.map(|at| Mistake { document: written.document, at }));
+                mistakes.extend(told.map(|at| Mistake { document: written.document, at, object: None }));
                 if let Some(held) = written.held.filter(|_| is_good) {
                     self.held.insert(key, held);
                 }
@@ -298,5 +298,6 @@ fn is_true(place: &Place<'_>) -> bool {
 
 fn whole(file: &str, reason: &str) -> Mistake {
     let (path, reason) = (String::new(), reason.to_owned());
-    Mistake { document: 0, at: located::Mistake { file: file.to_owned(), line: 0, column: 0, path, reason } }
+    let at = located::Mistake { file: file.to_owned(), line: 0, column: 0, path, reason };
+    Mistake { document: 0, at, object: None }
 }

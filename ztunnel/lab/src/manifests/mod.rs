@@ -109,10 +109,10 @@ impl Pod {
 /// As somebody meets them who reads the files, and each once: the controller's reading finds some that the lab's finds.
 pub(crate) fn in_order(mut mistakes: Vec<Mistake>) -> Vec<Mistake> {
     fn key(mistake: &Mistake) -> (&str, usize, usize, usize, &str) {
-        let Mistake { document, at } = mistake;
+        let Mistake { document, at, .. } = mistake;
         (&at.file, *document, at.line, at.column, &at.reason)
     }
     mistakes.sort_by(|a, b| key(a).cmp(&key(b)));
-    mistakes.dedup();
+    mistakes.dedup_by(|a, b| key(a) == key(b));
     mistakes
 }

@@ -134,7 +134,7 @@ fn fill(script: &mut Script, kind: Kind) -> Vec<String> {
 
 fn resource(kind: Kind, name: &str, body: &str) -> Resource {
     let body = Bytes::copy_from_slice(body.as_bytes());
-    Resource { kind, name: name.into(), aliases: Vec::new(), node: None, body }
+    Resource { kind, name: name.into(), aliases: Vec::new(), belongs_to: Vec::new(), node: None, body }
 }
 
 fn policies(request: DeltaDiscoveryRequest) -> DeltaDiscoveryRequest {

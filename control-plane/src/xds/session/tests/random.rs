@@ -1,5 +1,7 @@
 //! Many random stories: whatever happens, a client that is left alone ends up with what there is.
 
+use std::collections::HashSet;
+
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -12,6 +14,8 @@ struct Client {
     keys: Vec<String>,
     /// Name to version, body and alias.
     held: HashMap<String, (String, String, String)>,
+    /// What it let go by name: that comes again when it changes, if it belongs to something.
+    left: HashSet<String>,
     unanswered: Option<DeltaDiscoveryResponse>,
 }
 
@@ -30,6 +34,7 @@ impl Client {
             let body = String::from_utf8_lossy(&resource.resource.as_ref().unwrap().value).into_owned();
             let known = (resource.version.clone(), body, resource.aliases[0].clone());
             self.held.insert(resource.name.clone(), known);
+            self.left.remove(&resource.name);
         }
         for name in &response.removed_resources {
             let both = response.resources.iter().any(|resource| resource.name == *name);
@@ -43,8 +48,8 @@ struct Story {
     random: StdRng,
     script: Script,
     client: Client,
-    /// Name to body and alias.
-    there: HashMap<String, (String, String)>,
+    /// Name to body, alias and what it belongs to.
+    there: HashMap<String, (String, String, String)>,
 }
 
 impl Story {
@@ -82,8 +87,13 @@ impl Story {
             self.there.remove(&name);
         } else {
             let (body, alias) = (self.word("body"), self.word("alias"));
-            self.script.set_aliased(&[(&name, &body, &alias)]);
-            self.there.insert(name, (body, alias));
+            // What belongs to something has nothing that belongs to it.
+            let owner = match self.random.random_range(0..5) {
+                owner if *name >= *"n5" => format!("n{owner}"),
+                _ => String::new(),
+            };
+            self.script.set_belonging(&[(&name, &body, &alias, &owner)]);
+            self.there.insert(name, (body, alias, owner));
         }
     }
 
@@ -127,9 +137,11 @@ impl Story {
             self.client.keys.swap_remove(known);
             let keys = &self.client.keys;
             self.client.held.retain(|name, (.., alias)| *name != key || keys.contains(alias));
+            self.client.left.insert(key.clone());
             self.say(change("", &key));
         } else {
             self.say(change(&key, ""));
+            self.client.left.remove(&key);
             self.client.keys.push(key);
         }
     }
@@ -163,9 +175,10 @@ impl Story {
 
     /// Everything wanted is held as it is, and nothing is held that is not so any more.
     fn check(&self, seed: u64) {
-        for (name, (body, alias)) in &self.there {
-            let wanted =
-                self.client.wildcard || self.client.keys.iter().any(|key| key == name || key == alias);
+        for (name, (body, alias, owner)) in &self.there {
+            let asked = self.client.keys.iter().any(|key| key == name || key == alias);
+            let belongs = self.client.held.contains_key(owner) && !self.client.left.contains(name);
+            let wanted = self.client.wildcard || asked || belongs;
             let held = self.client.held.get(name).map(|(_, body, _)| body);
             assert!(
                 held == Some(body) || !wanted && held.is_none(),

@@ -24,6 +24,7 @@ fn place(script: &mut Script, name: &str, node: &str) {
         kind: Kind::Address,
         name: name.into(),
         aliases: Vec::new(),
+        belongs_to: Vec::new(),
         node: Some(node.into()),
         body: Bytes::from(node.to_owned()),
     };

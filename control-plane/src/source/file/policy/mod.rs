@@ -1,5 +1,7 @@
 //! Istio's security policies from their manifests. Nothing in them is passed over: a misspelt field of a policy would
-//! leave open what it was meant to close.
+//! leave open what it was meant to close. A policy with mistakes in its form is read by `salvage`.
+
+mod salvage;
 
 use std::collections::BTreeMap;
 
@@ -20,8 +22,13 @@ pub(super) fn authorization(
     name: Name,
     meta: &Meta,
     mistakes: &mut Vec<Mistake>,
-) -> Option<AuthorizationPolicy> {
-    let spec: AuthorizationSpec = part(root, mistakes)?;
+) -> AuthorizationPolicy {
+    let spec: Option<AuthorizationSpec> = part(root, mistakes);
+    let unread = salvage::unread(mistakes);
+    let dry_run = meta.annotations.as_ref().and_then(|all| all.get(DRY_RUN)).cloned();
+    let Some(spec) = spec.filter(|_| unread.is_empty()) else {
+        return AuthorizationPolicy { dry_run, ..salvage::authorization(root, name, unread) };
+    };
     let place = root.key("spec");
     let targets = spec.target_refs.iter().flatten().chain(&spec.target_ref);
     let policy = AuthorizationPolicy {
@@ -29,8 +36,9 @@ pub(super) fn authorization(
         selector: spec.selector.map(labels),
         targets: targets.map(|target| format!("{}/{}", target.kind, target.name)).collect(),
         action: spec.action,
-        dry_run: meta.annotations.as_ref().and_then(|all| all.get(DRY_RUN)).cloned(),
+        dry_run,
         rules: spec.rules,
+        unread,
     };
     if policy.selector.is_some() && !policy.targets.is_empty() {
         mistakes.push(place.key_mistake("selector", "stands beside targetRefs; keep one of them"));
@@ -42,7 +50,7 @@ pub(super) fn authorization(
     for (index, one) in policy.rules.iter().enumerate() {
         rule(one, &place.key("rules").index(index), mistakes);
     }
-    Some(policy)
+    policy
 }
 
 pub(super) fn peer(
@@ -50,14 +58,13 @@ pub(super) fn peer(
     name: Name,
     meta: &Meta,
     mistakes: &mut Vec<Mistake>,
-) -> Option<PeerAuthentication> {
-    let spec: PeerSpec = part(root, mistakes)?;
-    let ports = spec.port_level_mtls.unwrap_or_default();
-    if ports.contains_key(&0) {
-        mistakes.push(
-            root.key("spec").key("portLevelMtls").key_mistake("0", "0 is not a port; write 1 to 65535"),
-        );
+) -> PeerAuthentication {
+    let spec: Option<PeerSpec> = part(root, mistakes);
+    let ports = root.key("spec").key("portLevelMtls");
+    if ports.get("0").is_some() {
+        mistakes.push(ports.key_mistake("0", "0 is not a port; write 1 to 65535"));
     }
+    let unread = salvage::unread(mistakes);
     let created = meta.creation_timestamp.as_deref().and_then(|text| {
         let parsed = OffsetDateTime::parse(text, &Rfc3339).ok();
         if parsed.is_none() {
@@ -66,13 +73,18 @@ pub(super) fn peer(
         }
         parsed.map(OffsetDateTime::unix_timestamp)
     });
-    Some(PeerAuthentication {
+    let Some(spec) = spec.filter(|_| unread.is_empty()) else {
+        return PeerAuthentication { created, ..salvage::peer(root, name, unread) };
+    };
+    let ports = spec.port_level_mtls.unwrap_or_default();
+    PeerAuthentication {
         name,
         created,
         selector: spec.selector.map(labels),
         mode: spec.mtls.unwrap_or_default().mode,
         ports: ports.into_iter().map(|(port, mtls)| (port, mtls.mode)).collect::<BTreeMap<_, _>>(),
-    })
+        unread,
+    }
 }
 
 fn part<T: DeserializeOwned + Default>(root: &Place<'_>, mistakes: &mut Vec<Mistake>) -> Option<T> {
@@ -185,3 +197,6 @@ fn values<'v, T>(
         .filter_map(|(index, value)| read(value).err().map(|reason| place.index(index).mistake(reason)));
     mistakes.extend(wrong);
 }
+
+#[cfg(test)]
+mod tests;

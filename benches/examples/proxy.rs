@@ -16,8 +16,11 @@ use std::time::{Duration, Instant};
 
 use benches::mesh;
 use control_plane::ca::authenticate::Nodes;
+use control_plane::ca::server::Access;
+use control_plane::ca::{Ca, Files, Folders};
 use control_plane::index::{self, Index};
 use control_plane::resource::{Changes, Kind, Resource};
+use control_plane::server;
 use control_plane::source::layers::Layers;
 use control_plane::xds::{self, Writer};
 use ztunnel_lab::{Lab, Mesh, namespace, traffic, wait_until};
@@ -48,7 +51,7 @@ fn main() {
     writer.complete();
     serve(&lab, store);
 
-    lab.set_environment("XDS_ADDRESS", &format!("http://{SERVER}"));
+    lab.set_environment("XDS_ADDRESS", &format!("https://{SERVER}"));
     for node in ["node2", "node1"] {
         lab.node_mut(node).kill_proxy();
         let start = Instant::now();
@@ -93,19 +96,31 @@ fn change(writer: &mut Writer, round: usize, workloads: usize, services: usize, 
     }
 }
 
+/// Under a certificate of the lab's CA.
 fn serve(lab: &Lab, store: xds::Store) {
-    let nodes = Nodes::open(&parent(lab.ca_folder()).join("nodes.json")).expect("the lab's tokens");
-    let service = xds::service(store, Arc::new(nodes), Arc::new(xds::Everything), xds::Limits::default());
+    let nodes = Arc::new(Nodes::open(&parent(lab.ca_folder()).join("nodes.json")).expect("the lab's tokens"));
+    let state = parent(lab.ca_folder()).join("second-ca");
+    std::fs::create_dir(&state).expect("a folder of the lab");
+    let folders = Folders { material: lab.ca_folder(), state: state.clone() };
+    let ca = Ca::open(Files { folders, revoked: state.join("revoked.yaml") }).expect("the lab's CA");
+    let service = xds::service(store, nodes.clone(), Arc::new(xds::Everything), xds::Limits::default());
+    let config =
+        server::Config { hosts: vec![SERVER.ip().to_string()], max_ttl: Duration::from_secs(86_400) };
     let underlay = lab.underlay();
     std::thread::spawn(move || {
         namespace::run(&underlay, move || {
             idle_priority();
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-            let serving = tonic::transport::Server::builder().add_service(service).serve(SERVER);
-            runtime.block_on(serving).expect("it serves");
+            runtime.block_on(async {
+                let listener = tokio::net::TcpListener::bind(SERVER).await.expect("the port is free");
+                let access = Access::of(nodes);
+                let for_ever = std::future::pending();
+                server::serve(listener, Arc::new(ca), access, Some(service), config, for_ever).await
+            })
         })
-        .expect("the namespace is there");
+        .expect("the namespace is there")
+        .expect("it serves");
     });
 }
 

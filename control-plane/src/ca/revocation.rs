@@ -64,21 +64,27 @@ struct Written {
 }
 
 impl Revoked {
-    /// A file that is not there revokes nothing.
-    pub fn read(path: &Path) -> Result<Self, Error> {
+    pub fn is_empty(&self) -> bool {
+        self.serials.is_empty() && self.identities.is_empty()
+    }
+
+    /// `None` if the file is not there or says nothing.
+    pub fn read(path: &Path) -> Result<Option<Self>, Error> {
         let text =
             super::files::read(path).map_err(|source| Error::File { path: path.to_owned(), source })?;
-        text.map_or_else(|| Ok(Self::default()), |text| Self::parse(&text, &path.display().to_string()))
+        let parsed = text.map(|text| Self::parse(&text, &path.display().to_string())).transpose()?;
+        Ok(parsed.flatten())
     }
 
     /// YAML or JSON: `serials` (decimal, or hexadecimal with `0x`, colons or a letter in it) and `identities`.
-    pub fn parse(text: &str, file: &str) -> Result<Self, Error> {
+    /// `None` if there is nothing in it.
+    pub fn parse(text: &str, file: &str) -> Result<Option<Self>, Error> {
         let mut mistakes = Vec::new();
         let document = Document::parse(text, file).map_err(|mistake| Error::Mistakes(vec![mistake]))?;
         let root = document.root();
         let empty = root.decode::<Option<BTreeMap<String, serde::de::IgnoredAny>>>(&mut Vec::new());
         if matches!(empty, Some(None)) {
-            return Ok(Self::default());
+            return Ok(None);
         }
         let written = root.decode::<Written>(&mut mistakes);
         let mut revoked = Self::default();
@@ -100,7 +106,7 @@ impl Revoked {
             }
         }
         located::sort(&mut mistakes);
-        if mistakes.is_empty() { Ok(revoked) } else { Err(Error::Mistakes(mistakes)) }
+        if mistakes.is_empty() { Ok(Some(revoked)) } else { Err(Error::Mistakes(mistakes)) }
     }
 
     /// Serial numbers per issuing key would not help: an operator who reads one from a log does not know the key, and

@@ -87,7 +87,7 @@ impl Ca {
         let authority = Authority::open(files.folders.clone())?;
         let state = &files.folders.state;
         let ledger = Ledger::open(state, now)?;
-        let revoked = Revoked::read(&files.revoked)?;
+        let revoked = Revoked::read(&files.revoked)?.unwrap_or_default();
         let path = state.join(CRL_FILE);
         let held = super::files::read(&path).map_err(|source| Error::CrlFile { path, source })?;
         let inherited = held.map(|text| revocation::inherit(&text, now)).unwrap_or_default();
@@ -182,7 +182,13 @@ impl Ca {
         let mut sign = changed || now.duration_since(records.crl_signed).is_ok_and(|age| age > CRL_AGE);
         if let Some(files) = &self.files {
             let complaint = match Revoked::read(&files.revoked) {
+                // Half of a replacement, or a lost mount, must not give back what was taken.
+                Ok(None) if !records.revoked.is_empty() => Some(format!(
+                    "{} is not there or says nothing; what was revoked stays so. Write `identities: []` to revoke nothing",
+                    files.revoked.display()
+                )),
                 Ok(revoked) => {
+                    let revoked = revoked.unwrap_or_default();
                     if revoked != records.revoked {
                         let (identities, serials) = (revoked.identities.len(), revoked.serials.len());
                         tracing::info!(identities, serials, "revocations changed");

@@ -85,7 +85,7 @@ impl Index {
         let object = self.held.peers.get(name).filter(|object| peer::selector(object).is_none())?;
         let winner = self.held.peer_in_force(&name.namespace).filter(|winner| winner.name != object.name)?;
         let text = format!(
-            "{SHADOWED} the older {} is in force for the same namespace; keep one of them",
+            "{SHADOWED} {} comes first and is in force for the same namespace; keep one of them",
             winner.name
         );
         Some(Reason { field: "spec".to_owned(), text })

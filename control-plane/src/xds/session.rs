@@ -258,7 +258,9 @@ impl Session {
     /// Everything there was when the client asked for everything. Answers to single questions wait for the policies.
     fn has_sent_others(&self, own: usize) -> bool {
         let mut others = self.types.iter().enumerate().filter(|(index, _)| *index != own);
-        others.all(|(_, typed)| !typed.interest.is_wildcard() || typed.interest.is_caught_up())
+        others.all(|(_, typed)| {
+            typed.kind.is_none() || !typed.interest.is_wildcard() || typed.interest.has_compared()
+        })
     }
 
     /// A first answer goes on only when it is given room.
@@ -277,6 +279,12 @@ impl Session {
     pub fn next_deadline(&self) -> Option<Instant> {
         let sent = self.types.iter().filter_map(|typed| typed.in_flight.as_ref()).map(|flight| flight.sent);
         sent.min().map(|sent| sent + self.settings.answer_deadline)
+    }
+
+    /// The client takes what it was sent, which may be long: it has time to answer from now on.
+    pub fn goes_on(&mut self, now: Instant) {
+        let in_flight = self.types.iter_mut().filter_map(|typed| typed.in_flight.as_mut());
+        in_flight.for_each(|flight| flight.sent = now);
     }
 
     /// An error says that the stream is to be given up.

@@ -120,6 +120,7 @@ where
     async fn serve(&mut self) -> Ending {
         let begun = Instant::now();
         let mut unread_since = None;
+        let mut taken = 0;
         // The place of a large request, held until what it lists is compared for the most part.
         let mut place = None;
         let mut room = Waiting(None);
@@ -163,6 +164,10 @@ where
                 Event::Room(given) => self.session().give_room(given),
                 Event::Change => {}
                 Event::Deadline => {
+                    let before = std::mem::replace(&mut taken, self.taken.load(Ordering::Relaxed));
+                    if before != taken {
+                        self.session().goes_on(std::time::Instant::now());
+                    }
                     // What is long is read for long.
                     let unread = match unread_since {
                         Some(before) if before.taken != self.taken.load(Ordering::Relaxed) => {

@@ -245,15 +245,10 @@ fn nobody_notices_a_controller_that_is_killed_and_comes_back() {
         dumps.iter().all(|dump| dump["workloads"].to_string().contains("shop/on-node3"))
     };
     assert!(connected(), "the state stays");
+    let failed = load.finish();
+    assert!(failed.is_empty(), "{failed:?}");
     lab.edit("policy.yaml", DENY);
     let to = servers(&lab);
     let denied = || to.iter().all(|&to| ask(lab.pod("client"), to).is_err());
     assert!(wait_until(2 * DEADLINE, denied), "the proxies are connected again");
-    let before = load.finish();
-    // What failed, failed by the policy.
-    let refused = before.iter().all(|(_, error)| {
-        use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
-        matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
-    });
-    assert!(refused, "{before:?}");
 }

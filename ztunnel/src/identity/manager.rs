@@ -249,13 +249,6 @@ impl Task {
 
     fn succeeded(&mut self, now: SystemTime, svid: Svid) {
         let validity = Validity { not_before: svid.not_before(), not_after: svid.not_after() };
-        self.schedule.succeeded(now, validity, rand::random());
-        self.validity = Some(validity);
-        self.end_reported = false;
-        let identity = &self.entry.identity;
-        let lifetime_s = validity.lifetime().as_secs();
-        let renewal_s = self.schedule.wait(now).as_secs();
-        tracing::info!(%identity, lifetime_s, renewal_s, "certificate fetched");
         let svid = match &self.entry.state.load().svid {
             Some(former) if now <= former.not_after() => match svid.succeeding(former) {
                 Ok(svid) => svid,
@@ -263,6 +256,13 @@ impl Task {
             },
             _ => svid,
         };
+        self.schedule.succeeded(now, validity, rand::random());
+        self.validity = Some(validity);
+        self.end_reported = false;
+        let identity = &self.entry.identity;
+        let lifetime_s = validity.lifetime().as_secs();
+        let renewal_s = self.schedule.wait(now).as_secs();
+        tracing::info!(%identity, lifetime_s, renewal_s, "certificate fetched");
         let svid = Arc::new(svid);
         self.entry.update(|state| (state.svid, state.failure) = (Some(Arc::clone(&svid)), None));
     }

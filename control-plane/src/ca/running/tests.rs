@@ -151,6 +151,14 @@ fn a_revoked_identity_is_named_by_the_crl_of_its_own_key_also_after_restarts() {
     assert!(again.is_revoked(&CART.parse().unwrap()), "the last good file stays in force");
     bed.put("revoked.yaml", "");
     again.look(SystemTime::now());
+    std::fs::remove_file(bed.folder.join("revoked.yaml")).unwrap();
+    again.look(SystemTime::now());
+    assert!(
+        again.is_revoked(&CART.parse().unwrap()),
+        "nothing is taken back by a file that is being replaced"
+    );
+    bed.put("revoked.yaml", "identities: []");
+    again.look(SystemTime::now());
     again.certify(&request(CART), validity()).expect("taken back");
 }
 

@@ -102,7 +102,15 @@ pub(super) fn read(root: &Place<'_>) -> Vec<Manifest> {
     }
     let (group, version) = version.rsplit_once('/').unwrap_or(("", version));
     let Some(schema) = SCHEMAS.iter().find(|one| one.kind.as_str() == kind) else {
-        let mistakes = if SPECIFIED.contains(&kind) { misplaced(root, kind, &ROOT) } else { Vec::new() };
+        let mistakes = match group {
+            SECURITY if kind != "RequestAuthentication" => {
+                let known =
+                    "AuthorizationPolicy, PeerAuthentication or, not read here, RequestAuthentication";
+                vec![root.key("kind").mistake(format!("{kind:?} is no kind of {SECURITY}; write {known}"))]
+            }
+            _ if SPECIFIED.contains(&kind) => misplaced(root, kind, &ROOT),
+            _ => Vec::new(),
+        };
         return if mistakes.is_empty() { Vec::new() } else { vec![nameless(root, mistakes)] };
     };
     if schema.group != group && schema.group != SECURITY {

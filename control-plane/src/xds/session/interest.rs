@@ -205,6 +205,11 @@ impl Interest {
         self.cursor
     }
 
+    /// Of everything, what there was at the beginning has been looked at.
+    pub(super) fn has_compared(&self) -> bool {
+        self.begun && self.walk.is_none()
+    }
+
     /// Everything there was at the beginning has been looked at.
     pub(super) fn is_caught_up(&self) -> bool {
         self.begun && self.walk.is_none() && self.asked.is_empty() && self.expansion.is_none()

@@ -134,7 +134,7 @@ pub fn policies(PolicyArguments { mesh, controller }: &PolicyArguments) -> Resul
         Output::Table => {
             print!("{}", report.table());
             if !report.mistakes().is_empty() {
-                println!("\nMistakes in policies; what worked before them stays:");
+                println!("\nMistakes in policies; none of them opens anything:");
                 report.mistakes().iter().for_each(|mistake| println!("  {mistake}"));
             }
         }

@@ -23,8 +23,8 @@ use webpki::{
     OwnedCertRevocationList, RevocationCheckDepth, RevocationOptionsBuilder, UnknownStatusPolicy,
 };
 
-/// A chain above this is not kept for later.
-const MOST_TRACKED: usize = 16 * 1024;
+/// A chain above this is not kept for later. None gets here: TLS messages are no longer than this (rustls refuses them).
+const MOST_TRACKED: usize = 64 * 1024;
 
 /// The revocations of the process. Clones are handles to the same ones.
 #[derive(Clone, Debug, Default)]

@@ -24,33 +24,42 @@ pub(super) fn authorization(
     mistakes: &mut Vec<Mistake>,
 ) -> AuthorizationPolicy {
     let spec: Option<AuthorizationSpec> = part(root, mistakes);
+    for (index, rule) in spec.iter().flat_map(|spec| &spec.rules).enumerate() {
+        empty_lists(rule, &root.key("spec").key("rules").index(index), mistakes);
+    }
     let unread = salvage::unread(mistakes);
+    if let Some(spec) = &spec {
+        meaning(spec, &root.key("spec"), mistakes);
+    }
     let dry_run = meta.annotations.as_ref().and_then(|all| all.get(DRY_RUN)).cloned();
     let Some(spec) = spec.filter(|_| unread.is_empty()) else {
         return AuthorizationPolicy { dry_run, ..salvage::authorization(root, name, unread) };
     };
-    let place = root.key("spec");
     let targets = spec.target_refs.iter().flatten().chain(&spec.target_ref);
-    let policy = AuthorizationPolicy {
+    AuthorizationPolicy {
         name,
-        selector: spec.selector.map(labels),
         targets: targets.map(|target| format!("{}/{}", target.kind, target.name)).collect(),
+        selector: spec.selector.map(labels),
         action: spec.action,
         dry_run,
         rules: spec.rules,
         unread,
-    };
-    if policy.selector.is_some() && !policy.targets.is_empty() {
+    }
+}
+
+/// Mistakes in what is well formed.
+fn meaning(spec: &AuthorizationSpec, place: &Place<'_>, mistakes: &mut Vec<Mistake>) {
+    let targets = spec.target_refs.iter().flatten().chain(&spec.target_ref);
+    if spec.selector.is_some() && targets.count() > 0 {
         mistakes.push(place.key_mistake("selector", "stands beside targetRefs; keep one of them"));
     }
-    if policy.action == Action::Deny && policy.rules.is_empty() {
+    if spec.action == Action::Deny && spec.rules.is_empty() {
         let reason = "a DENY policy without rules denies nobody; add the rule {} to deny everybody";
         mistakes.push(place.key_mistake("action", reason));
     }
-    for (index, one) in policy.rules.iter().enumerate() {
+    for (index, one) in spec.rules.iter().enumerate() {
         rule(one, &place.key("rules").index(index), mistakes);
     }
-    policy
 }
 
 pub(super) fn peer(
@@ -98,13 +107,17 @@ fn labels(selector: Selector) -> Labels {
     selector.match_labels.unwrap_or_default()
 }
 
-fn rule(rule: &Rule, place: &Place<'_>, mistakes: &mut Vec<Mistake>) {
+/// A list that a template left empty is a mistake in the form: read as written it would hold for everyone.
+fn empty_lists(rule: &Rule, place: &Place<'_>, mistakes: &mut Vec<Mistake>) {
     for (key, count) in [("from", rule.from.len()), ("to", rule.to.len()), ("when", rule.when.len())] {
         if count == 0 && place.get(key).is_some() {
             mistakes
                 .push(place.key_mistake(key, "is empty, and would hold for everyone; leave it out for that"));
         }
     }
+}
+
+fn rule(rule: &Rule, place: &Place<'_>, mistakes: &mut Vec<Mistake>) {
     for (index, one) in rule.from.iter().enumerate() {
         source(&one.source, &place.key("from").index(index).key("source"), mistakes);
     }

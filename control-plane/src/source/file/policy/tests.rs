@@ -130,6 +130,15 @@ const AUTHORIZATIONS: &[(&str, &str, &str, &str, &str)] = &[
     ("action: ALLOW\n  rules: {to: []}", "", "", "spec.rules", "the policy allows nobody"),
     ("ruels: [{}]", "", "", "spec.ruels", "\"rules\"?; the policy allows nobody"),
     ("rules: [{}]\n  rules: [{}]", "", "", "spec.rules", "the policy allows nobody"),
+    // A template that was filled in with nothing.
+    ("rules: [{from: []}]", "", "", "spec.rules[0].from", "would hold for everyone"),
+    (
+        "action: DENY\n  rules: [{from: [], to: [{operation: {ports: ['80']}}]}]",
+        "web:81 else:81 plain:81",
+        "web:81 else:81 plain:81",
+        "spec.rules[0].from",
+        "would hold for everyone",
+    ),
     // The selector: the whole namespace, without the rules, which may be wider than those of other policies there.
     (
         "selector: {matchLabel: {app: cart}}\n  rules: [{}]",
@@ -248,6 +257,18 @@ fn a_policy_with_its_fields_at_the_top_denies_everybody() {
     let other_version = HEAD.replace("/v1", "/v9") + "spec: {action: DENY, rules: [{}]}\n";
     let found = outcome(&other_version);
     assert_eq!((found.reached("cart"), found.mistakes.len()), (String::new(), 1));
+}
+
+#[test]
+fn a_kind_that_the_group_does_not_have_is_told() {
+    for kind in ["AuthorisationPolicy", "PeerAuthentification", "authorizationpolicy"] {
+        let text = HEAD.replace("AuthorizationPolicy", kind) + "spec: {rules: []}\n";
+        let found = outcome(&text);
+        let told: Vec<String> = found.mistakes.iter().map(ToString::to_string).collect();
+        assert!(told.len() == 1 && told[0].contains(kind) && told[0].contains("write Auth"), "{told:?}");
+    }
+    let other = HEAD.replace("AuthorizationPolicy", "RequestAuthentication") + "spec: {jwtRules: []}\n";
+    assert!(outcome(&other).mistakes.is_empty());
 }
 
 #[test]

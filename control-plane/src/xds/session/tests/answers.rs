@@ -244,6 +244,34 @@ fn what_no_client_takes_at_once_comes_in_parts() {
 }
 
 #[test]
+fn policies_wait_neither_for_unknown_types_nor_for_single_questions() {
+    let mut script = Script::new();
+    let set = vec![resource(Kind::Authorization, "policy", "1"), resource(Kind::Address, "pod", "names it")];
+    script.writer.apply(Changes { set, removed: Vec::new() });
+    script.say(first("* pod missing", "", HashMap::new()));
+    script.say(policies(wildcard()));
+    script.say(DeltaDiscoveryRequest { type_url: "type.googleapis.com/other".to_owned(), ..wildcard() });
+    let heard = hear_all(&mut script);
+    let policies: Vec<String> =
+        heard.iter().filter(|response| response.type_url == AUTHORIZATION).flat_map(names).collect();
+    assert_eq!(policies, ["policy"]);
+    assert_eq!(heard.len(), 3, "each type once: {heard:?}");
+}
+
+#[test]
+fn who_goes_on_reading_has_time_to_answer() {
+    let mut script = Script::new();
+    script.say(wildcard());
+    let response = script.hear().expect("the first answer");
+    let later = script.session.next_deadline().expect("an answer is waited for");
+    script.session.goes_on(later);
+    script.session.tick(later).unwrap();
+    let deadline = script.session.next_deadline().unwrap();
+    assert_eq!(deadline, later + Settings::default().answer_deadline);
+    assert!(script.session.tick(deadline).unwrap_err().to_string().contains(&response.nonce));
+}
+
+#[test]
 fn an_unknown_type_is_answered_with_nothing() {
     let mut script = Script::new();
     let unknown =

@@ -30,6 +30,12 @@ struct Args {
     #[arg(long, env = "REDIRECT_PROXY_UID", value_name = "UID", default_value_t = 1337)]
     proxy_uid: u32,
 
+    /// Unix socket on which stock ztunnels (Istio's) connect as they do to istio-cni; set their INPOD_UDS to it. The agent
+    /// then installs rules only: ztunnels open the listeners in the pods, and a pod that none serves is closed. Proxies on
+    /// `--socket` get listeners too, where no ztunnel holds the ports.
+    #[arg(long, env = "ZTUNNEL_UDS_ADDRESS", value_name = "PATH")]
+    ztunnel_uds_address: Option<PathBuf>,
+
     /// What to log.
     #[arg(long, env = "RUST_LOG", value_name = "FILTER", default_value = "info")]
     log: String,
@@ -54,7 +60,12 @@ fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        let config = Config { socket: args.socket, pods: args.pods, proxy_uid: args.proxy_uid };
+        let config = Config {
+            socket: args.socket,
+            pods: args.pods,
+            proxy_uid: args.proxy_uid,
+            ztunnel_uds: args.ztunnel_uds_address,
+        };
         tokio::select! {
             result = agent::run(config) => Ok(result?),
             _ = terminate.recv() => Ok(()),

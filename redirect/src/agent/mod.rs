@@ -22,15 +22,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 
-use crate::broker::server::{self, Incoming, Outgoing, ProxyId, Server};
+use crate::broker::server::{Incoming, Outgoing, ProxyId, Server};
 use crate::broker::wire::MAX_DESCRIPTORS;
 use crate::broker::wire::proto::{self, to_proxy};
+use crate::listener;
 use crate::netns::Netns;
 use crate::sockets::{self, Listeners};
 use crate::source::file;
-use pods::Pods;
+use crate::zds::server::{Roster, Server as ZdsServer};
+use pods::{Opener, Pods};
 use rate::Rate;
 
 /// How the agent is started.
@@ -39,12 +41,14 @@ pub struct Config {
     pub socket: PathBuf,
     pub pods: PathBuf,
     pub proxy_uid: u32,
+    /// Where stock ztunnels are served by ZDS; they open the listeners.
+    pub ztunnel_uds: Option<PathBuf>,
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
-    Broker(#[from] server::Error),
+    Listener(#[from] listener::Error),
 }
 
 const QUEUE: usize = 1024;
@@ -74,8 +78,17 @@ pub async fn run(config: Config) -> Result<(), Error> {
     let (say, mut said) = mpsc::channel(QUEUE);
     let (list, mut lists) = mpsc::channel(1);
     tokio::spawn(server.serve(say));
+    let (rosters, published) = watch::channel(None);
+    let opener = match config.ztunnel_uds {
+        Some(path) => {
+            tokio::spawn(ZdsServer::bind(&path)?.serve(published));
+            tracing::info!(socket = %path.display(), "serving ZDS; ztunnels open the pods' listeners");
+            Opener::Ztunnel { proxied: false }
+        }
+        None => Opener::Agent,
+    };
     tokio::spawn(file::follow(config.pods, list));
-    let mut pods = Pods::new(record::Record::beside(&config.socket));
+    let mut pods = Pods::new(record::Record::beside(&config.socket), opener);
     let mut proxies = Proxies::new();
     let rate = Rate::default();
     let mut look = tokio::time::interval(PERIOD);
@@ -125,7 +138,24 @@ pub async fn run(config: Config) -> Result<(), Error> {
             },
         };
         announce(&mut proxies, changes);
+        if opener != Opener::Agent {
+            let changes = pods.proxied(!proxies.is_empty()).await;
+            announce(&mut proxies, changes);
+            publish(&rosters, &pods, early.is_none());
+        }
     }
+}
+
+/// Before the first list nobody can tell which pods are wanted.
+fn publish(rosters: &watch::Sender<Option<Arc<Roster>>>, pods: &Pods, known: bool) {
+    let roster = pods.roster();
+    rosters.send_if_modified(|published| {
+        let news = known && published.as_deref() != Some(&roster);
+        if news {
+            *published = Some(Arc::new(roster));
+        }
+        news
+    });
 }
 
 /// A change that every proxy must hear of.

@@ -1,24 +1,25 @@
 //! The pods of the agent and what happens to each.
 
+mod hold;
+mod on_demand;
+
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::time::Duration;
-
-use rand::RngExt;
-use tokio::time::Instant;
+use std::sync::Arc;
 
 use super::Change;
 use super::record::{Entry, Record};
 use crate::broker::server::Outgoing;
 use crate::broker::wire::proto::{self, to_proxy};
 use crate::netns::{self, Ident, Netns};
-use crate::rules::{self, Installed, NotLive, Ports};
+use crate::retry::Retry;
+use crate::rules::{self, Closed, Installed, NotLive, Ports};
 use crate::sockets::{self, Listeners};
 use crate::source::Pod;
-
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
-const LAST_PAUSE: Duration = Duration::from_secs(10);
+use crate::zds::server::{Entry as Known, Roster, Workload};
+use hold::Hold;
+pub(super) use on_demand::Opener;
 
 #[derive(Debug, thiserror::Error)]
 enum Error {
@@ -40,12 +41,15 @@ pub(super) struct Pods {
     /// No longer wanted, and their rules could not be removed yet.
     leaving: Vec<Leaving>,
     record: Record,
+    opener: Opener,
 }
 
 struct Captured {
     pod: Pod,
     ident: Ident,
-    installed: Installed,
+    hold: Hold,
+    /// When opening its listeners failed.
+    opening: Option<Retry>,
 }
 
 impl Captured {
@@ -64,39 +68,9 @@ struct Leaving {
     retry: Retry,
 }
 
-/// When something that failed is tried again.
-#[derive(Clone, Copy)]
-struct Retry {
-    next: Instant,
-    pause: Duration,
-}
-
-impl Retry {
-    fn after(pause: Duration) -> Self {
-        let next = Instant::now() + pause.mul_f64(rand::rng().random_range(0.8..1.2));
-        Self { next, pause }
-    }
-
-    fn first() -> Self {
-        Self::after(FIRST_PAUSE)
-    }
-
-    fn again(self) -> Self {
-        Self::after((self.pause * 2).min(LAST_PAUSE))
-    }
-
-    fn wait(&self) -> Duration {
-        self.next.saturating_duration_since(Instant::now())
-    }
-
-    fn is_due(&self) -> bool {
-        self.next <= Instant::now()
-    }
-}
-
 impl Pods {
-    pub(super) fn new(record: Record) -> Self {
-        Self { captured: BTreeMap::new(), pending: HashMap::new(), leaving: Vec::new(), record }
+    pub(super) fn new(record: Record, opener: Opener) -> Self {
+        Self { captured: BTreeMap::new(), pending: HashMap::new(), leaving: Vec::new(), record, opener }
     }
 
     /// The source's whole list.
@@ -117,7 +91,7 @@ impl Pods {
             match wanted.get(uid.as_str()).filter(|now| now.netns == held.pod.netns) {
                 // Rules and listeners stay, or the pod would be open while it is captured anew; the proxies begin
                 // again with what the pod is now.
-                Some(&now) => changes.extend(self.keep(now.clone(), held.ident, held.installed)),
+                Some(&now) => changes.extend(self.keep(now.clone(), held.ident, held.hold)),
                 None => dropped.push(held),
             }
         }
@@ -139,6 +113,7 @@ impl Pods {
                 changes.extend(self.capture(pod, None, None).await);
             }
         }
+        changes.extend(self.open_listeners().await);
         changes
     }
 
@@ -152,7 +127,7 @@ impl Pods {
             if let Some(held) = self.captured.remove(&uid) {
                 tracing::info!(pod = uid, "the pod's namespace is gone");
                 self.record.remove(&held.entry());
-                self.pending.insert(uid.clone(), Pending { pod: held.pod, retry: Retry::first() });
+                self.pending.insert(uid.clone(), Pending { pod: held.pod, retry: Retry::after(None) });
                 changes.push(removed(uid));
             }
         }
@@ -167,6 +142,7 @@ impl Pods {
         for Pending { pod, retry } in due {
             changes.extend(self.capture(pod, None, Some(retry)).await);
         }
+        changes.extend(self.open_listeners().await);
         changes
     }
 
@@ -174,7 +150,9 @@ impl Pods {
     pub(super) async fn adopt(&mut self, held: Vec<(String, Listeners)>) -> Vec<Change> {
         let mut changes = Vec::new();
         for (uid, listeners) in held {
+            let closed = self.captured.get(&uid).is_some_and(|held| held.hold.listeners().is_none());
             match self.pending.remove(&uid) {
+                None if closed => changes.extend(self.open(&uid, Some(listeners)).await),
                 Some(pending) => {
                     tracing::info!(pod = uid, "adopting the listeners that the proxy kept");
                     changes.extend(self.capture(pending.pod, Some(listeners), Some(pending.retry)).await);
@@ -191,7 +169,7 @@ impl Pods {
             .captured
             .values()
             .filter_map(|held| {
-                added(&held.pod, held.installed.listeners())
+                added(&held.pod, held.hold.listeners()?)
                     .inspect_err(|error| tracing::error!(pod = held.pod.uid, %error, "pod not told"))
                     .ok()
             })
@@ -199,6 +177,22 @@ impl Pods {
         let message = to_proxy::Message::SnapshotSent(proto::SnapshotSent {});
         messages.push(Outgoing { message, descriptors: Vec::new() });
         messages
+    }
+
+    /// What stock ztunnels must know.
+    pub(super) fn roster(&self) -> Roster {
+        let captured = self.captured.values().map(|Captured { pod, ident, .. }| {
+            let workload = Workload {
+                name: pod.name.clone(),
+                namespace: pod.namespace.clone(),
+                service_account: pod.service_account.clone(),
+                netns: pod.netns.clone(),
+                ident: *ident,
+            };
+            (pod.uid.clone(), Known::Captured(Arc::new(workload)))
+        });
+        let pending = self.pending.keys().map(|uid| (uid.clone(), Known::Pending));
+        pending.chain(captured).collect()
     }
 
     pub(super) fn namespace_of(&self, uid: &str) -> Option<Result<Netns, netns::Error>> {
@@ -213,12 +207,12 @@ impl Pods {
         failed: Option<Retry>,
     ) -> Option<Change> {
         match self.install(&pod, listeners).await {
-            Ok((ident, installed)) => {
+            Ok((ident, hold)) => {
                 tracing::info!(pod = pod.uid, namespace = pod.namespace, name = pod.name, netns = %pod.netns.display(), "pod captured");
-                self.keep(pod, ident, installed)
+                self.keep(pod, ident, hold)
             }
             Err(error) => {
-                let retry = failed.map_or_else(Retry::first, Retry::again);
+                let retry = Retry::after(failed);
                 tracing::warn!(pod = pod.uid, %error, retry_ms = retry.wait().as_millis(), "pod not captured");
                 self.pending.insert(pod.uid.clone(), Pending { pod, retry });
                 None
@@ -226,28 +220,26 @@ impl Pods {
         }
     }
 
-    /// The straight line: namespace, record, listeners, ports, rules.
-    async fn install(
-        &mut self,
-        pod: &Pod,
-        listeners: Option<Listeners>,
-    ) -> Result<(Ident, Installed), Error> {
+    /// The straight line: namespace, record, listeners, ports, rules; without listeners where a ztunnel opens them.
+    async fn install(&mut self, pod: &Pod, listeners: Option<Listeners>) -> Result<(Ident, Hold), Error> {
         let netns = Netns::open(&pod.netns)?;
         let ident = netns.ident();
         if let Some(other) = self.captured.values().find(|held| held.ident == ident) {
             return Err(Error::Shared { path: pod.netns.clone(), other: other.pod.uid.clone() });
         }
         self.record.add(Entry { uid: pod.uid.clone(), netns: pod.netns.clone(), ident });
-        let installed = netns
-            .run(move || -> Result<Installed, Error> {
+        let opener = self.opener;
+        let hold = netns
+            .run(move || -> Result<Hold, Error> {
                 let listeners = match listeners {
                     Some(listeners) => listeners,
+                    None if opener != Opener::Agent => return Ok(Hold::Rules(Closed::install()?)),
                     None => Listeners::bind()?,
                 };
-                Ok(Installed::install(Ports::prove(listeners, ident)?)?)
+                Ok(Hold::Both(Installed::install(Ports::prove(listeners, ident)?)?))
             })
             .await??;
-        Ok((ident, installed))
+        Ok((ident, hold))
     }
 
     /// Removes the rules of a pod that is no longer wanted; what fails is tried again.
@@ -268,7 +260,7 @@ impl Pods {
                 self.record.remove(&entry);
             }
             Some(error) => {
-                let retry = failed.map_or_else(Retry::first, Retry::again);
+                let retry = Retry::after(failed);
                 tracing::error!(
                     pod = entry.uid,
                     error,
@@ -280,10 +272,10 @@ impl Pods {
         }
     }
 
-    fn keep(&mut self, pod: Pod, ident: Ident, installed: Installed) -> Option<Change> {
-        let (told, copy) = (pod.clone(), installed.listeners().try_clone());
-        self.captured.insert(pod.uid.clone(), Captured { pod, ident, installed });
-        match copy {
+    fn keep(&mut self, pod: Pod, ident: Ident, hold: Hold) -> Option<Change> {
+        let (told, copy) = (pod.clone(), hold.listeners().map(Listeners::try_clone));
+        self.captured.insert(pod.uid.clone(), Captured { pod, ident, hold, opening: None });
+        match copy? {
             Ok(listeners) => Some(Box::new(move || added(&told, &listeners))),
             Err(error) => {
                 tracing::error!(pod = told.uid, %error, "pod not told to the proxies");

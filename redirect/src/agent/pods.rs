@@ -5,21 +5,23 @@ mod on_demand;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::Change;
 use super::record::{Entry, Record};
 use crate::broker::server::Outgoing;
 use crate::broker::wire::proto::{self, to_proxy};
-use crate::netns::{self, Ident, Netns};
+use crate::netns::{self, Ident, Netns, Place};
 use crate::retry::Retry;
 use crate::rules::{self, Closed, Installed, NotLive, Ports};
 use crate::sockets::{self, Listeners};
 use crate::source::Pod;
 use crate::zds::server::{Entry as Known, Roster, Workload};
 use hold::Hold;
-pub(super) use on_demand::Opener;
+pub(super) use hold::Part;
+
+/// More pods than a node can have.
+const MOST_HANDED_BACK: usize = 4096;
 
 #[derive(Debug, thiserror::Error)]
 enum Error {
@@ -31,8 +33,8 @@ enum Error {
     NotLive(#[from] NotLive),
     #[error("rules: {0}")]
     Rules(#[from] rules::Error),
-    #[error("network namespace {path} is that of pod {other} too; each pod needs its own")]
-    Shared { path: PathBuf, other: String },
+    #[error("network namespace {place} is that of pod {other} too; each pod needs its own")]
+    Shared { place: Place, other: String },
 }
 
 pub(super) struct Pods {
@@ -41,7 +43,9 @@ pub(super) struct Pods {
     /// No longer wanted, and their rules could not be removed yet.
     leaving: Vec<Leaving>,
     record: Record,
-    opener: Opener,
+    part: Part,
+    /// Listeners that proxies handed back before it was known which pods are wanted.
+    handed_back: HashMap<String, Listeners>,
 }
 
 struct Captured {
@@ -52,15 +56,10 @@ struct Captured {
     opening: Option<Retry>,
 }
 
-impl Captured {
-    fn entry(&self) -> Entry {
-        Entry { uid: self.pod.uid.clone(), netns: self.pod.netns.clone(), ident: self.ident }
-    }
-}
-
 struct Pending {
     pod: Pod,
     retry: Retry,
+    reason: String,
 }
 
 struct Leaving {
@@ -69,11 +68,18 @@ struct Leaving {
 }
 
 impl Pods {
-    pub(super) fn new(record: Record, opener: Opener) -> Self {
-        Self { captured: BTreeMap::new(), pending: HashMap::new(), leaving: Vec::new(), record, opener }
+    pub(super) fn new(record: Record, part: Part) -> Self {
+        Self {
+            captured: BTreeMap::new(),
+            pending: HashMap::new(),
+            leaving: Vec::new(),
+            record,
+            part,
+            handed_back: HashMap::new(),
+        }
     }
 
-    /// The source's whole list.
+    /// All that the source knows.
     pub(super) async fn listed(&mut self, listed: Vec<Pod>) -> Vec<Change> {
         let mut changes = Vec::new();
         let wanted: HashMap<&str, &Pod> = listed.iter().map(|pod| (pod.uid.as_str(), pod)).collect();
@@ -96,11 +102,12 @@ impl Pods {
             }
         }
         // Whatever may have rules and is not wanted, captured by this agent or by an earlier one.
-        let wanted_there =
-            |entry: &Entry| wanted.get(entry.uid.as_str()).is_some_and(|pod| pod.netns == entry.netns);
+        let wanted_there = |entry: &Entry| {
+            wanted.get(entry.uid.as_str()).is_some_and(|pod| pod.netns.path() == Some(&entry.netns))
+        };
         self.leaving.retain(|leaving| !wanted_there(&leaving.entry));
-        let unwanted: Vec<Entry> =
-            self.record.entries().iter().filter(|entry| !wanted_there(entry)).cloned().collect();
+        let recorded = self.record.entries().iter().filter(|_| self.part != Part::Sockets);
+        let unwanted: Vec<Entry> = recorded.filter(|entry| !wanted_there(entry)).cloned().collect();
         for entry in unwanted {
             if !self.leaving.iter().any(|leaving| leaving.entry == entry) {
                 self.withdraw(entry, None).await;
@@ -120,14 +127,17 @@ impl Pods {
     /// Looks for namespaces that are gone, and tries again what failed.
     pub(super) async fn look(&mut self) -> Vec<Change> {
         let mut changes = Vec::new();
-        let gone = |held: &Captured| Ident::at(&held.pod.netns).ok() != Some(held.ident);
+        let gone = |held: &Captured| held.pod.netns.ident().ok() != Some(held.ident);
         let lost: Vec<String> =
             self.captured.iter().filter(|(_, held)| gone(held)).map(|(uid, _)| uid.clone()).collect();
         for uid in lost {
             if let Some(held) = self.captured.remove(&uid) {
                 tracing::info!(pod = uid, "the pod's namespace is gone");
-                self.record.remove(&held.entry());
-                self.pending.insert(uid.clone(), Pending { pod: held.pod, retry: Retry::after(None) });
+                if let Some(entry) = self.entry(&held.pod, held.ident) {
+                    self.record.remove(&entry);
+                }
+                let (retry, reason) = (Retry::after(None), "the pod's namespace is gone".to_owned());
+                self.pending.insert(uid.clone(), Pending { pod: held.pod, retry, reason });
                 changes.push(removed(uid));
             }
         }
@@ -139,15 +149,16 @@ impl Pods {
             .extract_if(|_, pending| pending.retry.is_due())
             .map(|(_, pending)| pending)
             .collect();
-        for Pending { pod, retry } in due {
+        for Pending { pod, retry, .. } in due {
             changes.extend(self.capture(pod, None, Some(retry)).await);
         }
         changes.extend(self.open_listeners().await);
         changes
     }
 
-    /// Listeners that a proxy handed back: taken for pods that wait for them, closed otherwise.
-    pub(super) async fn adopt(&mut self, held: Vec<(String, Listeners)>) -> Vec<Change> {
+    /// Listeners that a proxy handed back: taken for pods that wait for them; else kept until it is `known` which pods are
+    /// wanted, and closed then.
+    pub(super) async fn adopt(&mut self, held: Vec<(String, Listeners)>, known: bool) -> Vec<Change> {
         let mut changes = Vec::new();
         for (uid, listeners) in held {
             let closed = self.captured.get(&uid).is_some_and(|held| held.hold.listeners().is_none());
@@ -157,26 +168,39 @@ impl Pods {
                     tracing::info!(pod = uid, "adopting the listeners that the proxy kept");
                     changes.extend(self.capture(pending.pod, Some(listeners), Some(pending.retry)).await);
                 }
+                None if !known && self.handed_back.len() < MOST_HANDED_BACK => {
+                    self.handed_back.insert(uid, listeners);
+                }
                 None => tracing::debug!(pod = uid, "listeners handed back are not needed"),
             }
         }
         changes
     }
 
-    /// What a new proxy must know.
+    /// Every pod that is wanted has been listed.
+    pub(super) fn forget_handed_back(&mut self) {
+        self.handed_back.clear();
+    }
+
+    pub(super) fn is_captured(&self, uid: &str) -> bool {
+        self.captured.contains_key(uid)
+    }
+
+    /// Why a pod is not captured.
+    pub(super) fn failure(&self, uid: &str) -> Option<&str> {
+        self.pending.get(uid).map(|pending| pending.reason.as_str())
+    }
+
+    /// Every pod that a new proxy must serve.
     pub(super) fn snapshot(&self) -> Vec<Outgoing> {
-        let mut messages: Vec<Outgoing> = self
-            .captured
+        self.captured
             .values()
             .filter_map(|held| {
                 added(&held.pod, held.hold.listeners()?)
                     .inspect_err(|error| tracing::error!(pod = held.pod.uid, %error, "pod not told"))
                     .ok()
             })
-            .collect();
-        let message = to_proxy::Message::SnapshotSent(proto::SnapshotSent {});
-        messages.push(Outgoing { message, descriptors: Vec::new() });
-        messages
+            .collect()
     }
 
     /// What stock ztunnels must know.
@@ -196,7 +220,7 @@ impl Pods {
     }
 
     pub(super) fn namespace_of(&self, uid: &str) -> Option<Result<Netns, netns::Error>> {
-        self.captured.get(uid).map(|held| Netns::reopen(&held.pod.netns, held.ident))
+        self.captured.get(uid).map(|held| held.pod.netns.reopen(held.ident))
     }
 
     /// `failed` is the last attempt, if there was one.
@@ -206,15 +230,17 @@ impl Pods {
         listeners: Option<Listeners>,
         failed: Option<Retry>,
     ) -> Option<Change> {
+        let listeners = listeners.or_else(|| self.handed_back.remove(&pod.uid));
         match self.install(&pod, listeners).await {
             Ok((ident, hold)) => {
-                tracing::info!(pod = pod.uid, namespace = pod.namespace, name = pod.name, netns = %pod.netns.display(), "pod captured");
+                tracing::info!(pod = pod.uid, namespace = pod.namespace, name = pod.name, netns = %pod.netns, "pod captured");
                 self.keep(pod, ident, hold)
             }
             Err(error) => {
                 let retry = Retry::after(failed);
                 tracing::warn!(pod = pod.uid, %error, retry_ms = retry.wait().as_millis(), "pod not captured");
-                self.pending.insert(pod.uid.clone(), Pending { pod, retry });
+                let reason = error.to_string();
+                self.pending.insert(pod.uid.clone(), Pending { pod, retry, reason });
                 None
             }
         }
@@ -222,29 +248,41 @@ impl Pods {
 
     /// The straight line: namespace, record, listeners, ports, rules; without listeners where a ztunnel opens them.
     async fn install(&mut self, pod: &Pod, listeners: Option<Listeners>) -> Result<(Ident, Hold), Error> {
-        let netns = Netns::open(&pod.netns)?;
+        let netns = pod.netns.open()?;
         let ident = netns.ident();
         if let Some(other) = self.captured.values().find(|held| held.ident == ident) {
-            return Err(Error::Shared { path: pod.netns.clone(), other: other.pod.uid.clone() });
+            return Err(Error::Shared { place: pod.netns.clone(), other: other.pod.uid.clone() });
         }
-        self.record.add(Entry { uid: pod.uid.clone(), netns: pod.netns.clone(), ident });
-        let opener = self.opener;
+        if let Some(entry) = self.entry(pod, ident) {
+            self.record.add(entry);
+        }
+        let part = self.part;
         let hold = netns
             .run(move || -> Result<Hold, Error> {
                 let listeners = match listeners {
                     Some(listeners) => listeners,
-                    None if opener != Opener::Agent => return Ok(Hold::Rules(Closed::install()?)),
+                    None if matches!(part, Part::Rules { .. }) => return Ok(Hold::Rules(Closed::install()?)),
                     None => Listeners::bind()?,
                 };
-                Ok(Hold::Both(Installed::install(Ports::prove(listeners, ident)?)?))
+                let ports = Ports::prove(listeners, ident)?;
+                Ok(match part {
+                    Part::Sockets => Hold::Sockets(ports),
+                    Part::Both | Part::Rules { .. } => Hold::Both(Installed::install(ports)?),
+                })
             })
             .await??;
         Ok((ident, hold))
     }
 
+    /// What is recorded of a pod; nothing where the rules are not this agent's.
+    fn entry(&self, pod: &Pod, ident: Ident) -> Option<Entry> {
+        let netns = pod.netns.path().filter(|_| self.part != Part::Sockets)?;
+        Some(Entry { uid: pod.uid.clone(), netns: netns.to_owned(), ident })
+    }
+
     /// Removes the rules of a pod that is no longer wanted; what fails is tried again.
     async fn withdraw(&mut self, entry: Entry, failed: Option<Retry>) {
-        let outcome = match Netns::reopen(&entry.netns, entry.ident) {
+        let outcome = match Place::from(entry.netns.clone()).reopen(entry.ident) {
             Ok(netns) => netns.run(rules::withdraw).await,
             Err(error) => Err(error),
         };
@@ -276,7 +314,9 @@ impl Pods {
         let (told, copy) = (pod.clone(), hold.listeners().map(Listeners::try_clone));
         self.captured.insert(pod.uid.clone(), Captured { pod, ident, hold, opening: None });
         match copy? {
-            Ok(listeners) => Some(Box::new(move || added(&told, &listeners))),
+            Ok(listeners) => {
+                Some(Change { uid: told.uid.clone(), message: Box::new(move || added(&told, &listeners)) })
+            }
             Err(error) => {
                 tracing::error!(pod = told.uid, %error, "pod not told to the proxies");
                 None
@@ -302,10 +342,12 @@ fn added(pod: &Pod, listeners: &Listeners) -> std::io::Result<Outgoing> {
 }
 
 fn removed(uid: String) -> Change {
-    Box::new(move || {
-        let message = to_proxy::Message::PodRemoved(proto::PodRemoved { uid: uid.clone() });
+    let told = uid.clone();
+    let message = move || {
+        let message = to_proxy::Message::PodRemoved(proto::PodRemoved { uid: told.clone() });
         Ok(Outgoing { message, descriptors: Vec::new() })
-    })
+    };
+    Change { uid, message: Box::new(message) }
 }
 
 #[cfg(test)]

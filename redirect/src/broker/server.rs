@@ -36,8 +36,8 @@ pub type ProxyId = u64;
 pub enum Incoming {
     Joined { proxy: ProxyId, held: Vec<(String, Listeners)>, queue: mpsc::Sender<Outgoing> },
     Refill { proxy: ProxyId, uid: String, count: u32 },
-    Ready { uid: String },
-    Failed { uid: String, reason: String },
+    Ready { proxy: ProxyId, uid: String },
+    Failed { proxy: ProxyId, uid: String, reason: String },
     Left { proxy: ProxyId },
 }
 
@@ -180,9 +180,9 @@ async fn read(proxy: ProxyId, connection: &Connection, incoming: &mpsc::Sender<I
             Some(to_agent::Message::Refill(refill)) => {
                 Incoming::Refill { proxy, uid: refill.uid, count: refill.count }
             }
-            Some(to_agent::Message::PodReady(ready)) => Incoming::Ready { uid: ready.uid },
+            Some(to_agent::Message::PodReady(ready)) => Incoming::Ready { proxy, uid: ready.uid },
             Some(to_agent::Message::PodFailed(failed)) => {
-                Incoming::Failed { uid: failed.uid, reason: failed.reason }
+                Incoming::Failed { proxy, uid: failed.uid, reason: failed.reason }
             }
             Some(to_agent::Message::Hello(_) | to_agent::Message::Held(_)) | None => {
                 return Refused::Unexpected;

@@ -112,6 +112,10 @@ impl Ports {
         }
         Ok(Self { listeners })
     }
+
+    pub fn listeners(&self) -> &Listeners {
+        &self.listeners
+    }
 }
 
 /// Rules are in the kernel, and nothing of this process listens behind them.
@@ -148,7 +152,7 @@ impl Installed {
     }
 
     pub fn listeners(&self) -> &Listeners {
-        &self.ports.listeners
+        self.ports.listeners()
     }
 
     /// Closes the listeners; the rules stay.

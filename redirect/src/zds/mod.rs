@@ -10,7 +10,8 @@
 //!   ◀────────────────────────── Add, Del as pods come and go, each answered
 //! ```
 //!
-//! [`server`] is the agent's end: this agent writes the rules and a stock ztunnel opens the listeners.
+//! [`server`] is the agent's end: this agent writes the rules and a stock ztunnel opens the listeners. The other end is a
+//! source of pods ([`crate::source::zds`]): istio-cni writes the rules and this agent opens the sockets.
 
 pub mod server;
 pub mod wire;

@@ -1,25 +1,16 @@
 //! Listeners where stock ztunnels open their own: this agent's exist only while a proxy of its own is connected, so that
 //! either kind can serve the node, and take over from the other.
 
-use super::{Captured, Change, Error, Pods, Retry};
-use crate::netns::{Ident, Netns};
+use super::{Captured, Change, Error, Part, Pods, Retry};
+use crate::netns::{Ident, Place};
 use crate::rules::Ports;
 use crate::sockets::Listeners;
-
-/// Who opens a pod's listeners.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::agent) enum Opener {
-    /// This agent, before there are rules.
-    Agent,
-    /// A stock ztunnel; this agent while `proxied`, that is while a proxy of its own is connected.
-    Ztunnel { proxied: bool },
-}
 
 impl Pods {
     /// Proxies of this agent's own have come, or the last has left.
     pub(in crate::agent) async fn proxied(&mut self, now: bool) -> Vec<Change> {
-        match &mut self.opener {
-            Opener::Ztunnel { proxied } if *proxied != now => *proxied = now,
+        match &mut self.part {
+            Part::Rules { proxied } if *proxied != now => *proxied = now,
             _ => return Vec::new(),
         }
         if !now {
@@ -32,7 +23,7 @@ impl Pods {
 
     /// Opens what should be open and is not; what fails is tried again.
     pub(super) async fn open_listeners(&mut self) -> Vec<Change> {
-        if self.opener != (Opener::Ztunnel { proxied: true }) {
+        if self.part != (Part::Rules { proxied: true }) {
             return Vec::new();
         }
         let due = |held: &Captured| {
@@ -66,7 +57,7 @@ impl Pods {
     }
 }
 
-async fn ports(path: &std::path::Path, ident: Ident, listeners: Option<Listeners>) -> Result<Ports, Error> {
+async fn ports(place: &Place, ident: Ident, listeners: Option<Listeners>) -> Result<Ports, Error> {
     let prove = move || -> Result<Ports, Error> {
         let listeners = match listeners {
             Some(listeners) => listeners,
@@ -74,5 +65,5 @@ async fn ports(path: &std::path::Path, ident: Ident, listeners: Option<Listeners
         };
         Ok(Ports::prove(listeners, ident)?)
     };
-    Netns::reopen(path, ident)?.run(prove).await?
+    place.reopen(ident)?.run(prove).await?
 }

@@ -12,14 +12,14 @@ mod plan;
 mod session;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, watch};
 
 use crate::listener::{Error, Listener};
-use crate::netns::Ident;
+use crate::netns::{Ident, Place};
 use session::Session;
 
 /// Between two connections: at most five are taken a second.
@@ -33,7 +33,7 @@ pub struct Workload {
     pub name: String,
     pub namespace: String,
     pub service_account: String,
-    pub netns: PathBuf,
+    pub netns: Place,
     pub ident: Ident,
 }
 

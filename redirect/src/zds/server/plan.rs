@@ -114,6 +114,7 @@ fn moved(now: &Workload, known: &Workload) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
     use std::time::Duration;
 
     use super::*;
@@ -124,7 +125,7 @@ mod tests {
             name: "p".into(),
             namespace: "n".into(),
             service_account: account.into(),
-            netns: "/x".into(),
+            netns: PathBuf::from("/x").into(),
             ident: Ident { device: 4, inode },
         })
     }

@@ -136,7 +136,7 @@ impl Session {
     }
 
     async fn offer(&self, uid: &str, workload: &Workload) -> Result<Result<(), String>, End> {
-        let netns = match Netns::reopen(&workload.netns, workload.ident) {
+        let netns = match workload.netns.reopen(workload.ident) {
             Ok(netns) => netns,
             Err(error) => return Ok(Err(error.to_string())),
         };

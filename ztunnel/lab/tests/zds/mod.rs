@@ -92,6 +92,19 @@ impl End {
         (request.payload.expect("a payload"), inodes.collect())
     }
 
+    /// As istio-cni: sends one message, and returns the text of the answer.
+    pub fn ask(&self, payload: Payload, descriptors: &[RawFd]) -> String {
+        self.send(&request(payload), descriptors);
+        self.answer()
+    }
+
+    pub fn answer(&self) -> String {
+        let packet = self.receive().expect("in time").expect("the connection lives");
+        let response = proto::WorkloadResponse::decode(packet.bytes.as_slice()).expect("a response");
+        let Some(workload_response::Payload::Ack(ack)) = response.payload else { panic!("no Ack") };
+        ack.error
+    }
+
     pub fn ack(&self, error: &str) {
         let ack = proto::Ack { error: error.to_owned() };
         self.send(&proto::WorkloadResponse { payload: Some(workload_response::Payload::Ack(ack)) }, &[]);
@@ -132,6 +145,40 @@ impl End {
         let error = self.receive().map(|packet| packet.map(|packet| packet.bytes));
         assert_eq!(error.expect_err("nothing was to come").kind(), io::ErrorKind::WouldBlock);
         self.socket.set_read_timeout(Some(DEADLINE)).expect("an option");
+    }
+}
+
+/// The socket of istio-cni.
+pub struct Cni {
+    listener: Socket,
+}
+
+impl Cni {
+    pub fn bind(path: &Path) -> Self {
+        let _ = std::fs::remove_file(path);
+        let listener = Socket::new(Domain::UNIX, Type::SEQPACKET, None).expect("a socket");
+        listener.bind(&SockAddr::unix(path).expect("a short path")).expect("a free path");
+        listener.listen(4).expect("it is bound");
+        listener.set_read_timeout(Some(DEADLINE)).expect("an option");
+        Self { listener }
+    }
+
+    /// A ztunnel that said Hello.
+    pub fn accept(&self) -> End {
+        let (socket, _) = self.listener.accept().expect("a ztunnel connects in time");
+        let end = End::new(socket);
+        let packet = end.receive().expect("in time").expect("a Hello");
+        let hello = proto::ZdsHello::decode(packet.bytes.as_slice()).expect("a Hello");
+        assert_eq!((hello.version(), packet.descriptors.len()), (proto::Version::V1, 0));
+        end
+    }
+
+    /// Whether somebody waits to be accepted.
+    pub fn is_asked(&self, within: Duration) -> bool {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+        use std::os::fd::AsFd;
+        let timeout = PollTimeout::try_from(within).expect("a short time");
+        poll(&mut [PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)], timeout).expect("it is open") > 0
     }
 }
 

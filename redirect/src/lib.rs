@@ -22,12 +22,16 @@
 pub mod agent;
 pub mod broker;
 pub mod client;
+pub mod listener;
 pub mod netns;
 pub mod original_dst;
+mod packet;
 mod readiness;
+mod retry;
 pub mod rules;
 pub mod sockets;
 pub mod source;
+pub mod zds;
 
 /// Where connections that leave a pod arrive (interop.md section 1.1).
 pub const OUTBOUND_PORT: u16 = 15001;

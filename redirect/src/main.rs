@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use redirect::agent::{self, Config};
+use redirect::agent::{self, Config, Role};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -22,17 +22,50 @@ struct Args {
     )]
     socket: PathBuf,
 
-    /// JSON file of the pods to capture; followed when it changes.
-    #[arg(long, env = "REDIRECT_PODS", value_name = "FILE")]
-    pods: PathBuf,
+    #[command(flatten)]
+    source: Source,
 
     /// The only user that may connect.
     #[arg(long, env = "REDIRECT_PROXY_UID", value_name = "UID", default_value_t = 1337)]
     proxy_uid: u32,
 
+    /// Unix socket on which stock ztunnels (Istio's) connect as they do to istio-cni; set their INPOD_UDS to it. The agent
+    /// then installs rules only: ztunnels open the listeners in the pods, and a pod that none serves is closed. Proxies on
+    /// `--socket` get listeners too, where no ztunnel holds the ports.
+    #[arg(long, env = "ZTUNNEL_UDS_ADDRESS", value_name = "PATH", conflicts_with = "inpod_uds")]
+    ztunnel_uds_address: Option<PathBuf>,
+
     /// What to log.
     #[arg(long, env = "RUST_LOG", value_name = "FILTER", default_value = "info")]
     log: String,
+}
+
+/// Where the pods come from: exactly one.
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+struct Source {
+    /// JSON file of the pods to capture; followed when it changes.
+    #[arg(long, env = "REDIRECT_PODS", value_name = "FILE")]
+    pods: Option<PathBuf>,
+
+    /// Unix socket of istio-cni, to which the agent connects as a ztunnel does once a proxy is there. istio-cni then tells
+    /// of the pods and writes the rules; the agent opens the sockets.
+    #[arg(long, env = "INPOD_UDS", value_name = "PATH")]
+    inpod_uds: Option<PathBuf>,
+}
+
+impl Args {
+    fn config(self) -> Config {
+        let role = match (self.source.pods, self.source.inpod_uds, self.ztunnel_uds_address) {
+            (Some(pods), _, None) => Role::Capture { pods },
+            (Some(pods), _, Some(socket)) => Role::DriveZtunnels { pods, socket },
+            (None, socket, _) => {
+                let socket = socket.expect("invariant: the parser demands one of the sources");
+                Role::BeneathIstioCni { socket }
+            }
+        };
+        Config { socket: self.socket, proxy_uid: self.proxy_uid, role }
+    }
 }
 
 fn main() -> ExitCode {
@@ -54,7 +87,7 @@ fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        let config = Config { socket: args.socket, pods: args.pods, proxy_uid: args.proxy_uid };
+        let config = args.config();
         tokio::select! {
             result = agent::run(config) => Ok(result?),
             _ = terminate.recv() => Ok(()),

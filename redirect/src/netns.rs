@@ -6,11 +6,13 @@
 //! A namespace is kept alive by an open [`Netns`] and by every socket made inside, so a `Netns` is opened for a piece
 //! of work and dropped with it; between, a pod's namespace is remembered as path and [`Ident`].
 
+use std::fmt;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::sched::{CloneFlags, setns};
 use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
@@ -63,6 +65,85 @@ impl Ident {
     }
 }
 
+/// Where a pod's namespace is found.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(from = "PathBuf")]
+pub enum Place {
+    /// At a path, where another namespace may lie later.
+    Path(PathBuf),
+    /// By a descriptor that was given to this agent; it keeps the namespace alive.
+    Descriptor(Arc<Netns>),
+}
+
+impl Place {
+    pub fn of_descriptor(descriptor: OwnedFd) -> Result<Self, Error> {
+        let file = File::from(descriptor);
+        let path = PathBuf::from("a descriptor");
+        let inode = file.metadata().map_err(|source| Error::Open { path, source })?.ino();
+        Ok(Self::Descriptor(Arc::new(Netns::of(file, PathBuf::from(format!("net:[{inode}]")))?)))
+    }
+
+    pub fn open(&self) -> Result<Netns, Error> {
+        match self {
+            Self::Path(path) => Netns::open(path),
+            Self::Descriptor(held) => {
+                let failed = |source| Error::Open { path: held.path.clone(), source };
+                let file = held.file.try_clone().map_err(failed)?;
+                Ok(Netns { file, path: held.path.clone(), ident: held.ident })
+            }
+        }
+    }
+
+    /// Opens only if it is still the namespace it was.
+    pub fn reopen(&self, ident: Ident) -> Result<Netns, Error> {
+        let opened = self.open()?;
+        if opened.ident == ident { Ok(opened) } else { Err(Error::Replaced { path: opened.path }) }
+    }
+
+    /// Of whatever lies there now.
+    pub fn ident(&self) -> io::Result<Ident> {
+        match self {
+            Self::Path(path) => Ident::at(path),
+            Self::Descriptor(held) => Ok(held.ident),
+        }
+    }
+
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Path(path) => Some(path),
+            Self::Descriptor(_) => None,
+        }
+    }
+}
+
+impl From<PathBuf> for Place {
+    fn from(path: PathBuf) -> Self {
+        Self::Path(path)
+    }
+}
+
+impl PartialEq for Place {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Path(one), Self::Path(other)) => one == other,
+            // Both are alive, so the inode number is not in use again.
+            (Self::Descriptor(one), Self::Descriptor(other)) => one.ident == other.ident,
+            _ => false,
+        }
+    }
+}
+
+impl Eq for Place {}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => path.display().fmt(f),
+            Self::Descriptor(held) => held.path.display().fmt(f),
+        }
+    }
+}
+
 /// An open network namespace.
 #[derive(Debug)]
 pub struct Netns {
@@ -73,21 +154,20 @@ pub struct Netns {
 
 impl Netns {
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let failed = |source| Error::Open { path: path.to_owned(), source };
-        let file = File::open(path).map_err(failed)?;
-        let kind = fstatfs(&file).map_err(|errno| failed(errno.into()))?;
-        if kind.filesystem_type() != NSFS_MAGIC {
-            return Err(Error::NotANamespace { path: path.to_owned() });
-        }
-        let found = file.metadata().map_err(failed)?;
-        let ident = Ident { device: found.dev(), inode: found.ino() };
-        Ok(Self { file, path: path.to_owned(), ident })
+        let file = File::open(path).map_err(|source| Error::Open { path: path.to_owned(), source })?;
+        Self::of(file, path.to_owned())
     }
 
-    /// Opens only if it is still the namespace it was.
-    pub fn reopen(path: &Path, ident: Ident) -> Result<Self, Error> {
-        let opened = Self::open(path)?;
-        if opened.ident == ident { Ok(opened) } else { Err(Error::Replaced { path: opened.path }) }
+    fn of(file: File, path: PathBuf) -> Result<Self, Error> {
+        let kind = fstatfs(&file).map_err(io::Error::from).and_then(|kind| Ok((kind, file.metadata()?)));
+        match kind {
+            Ok((kind, _)) if kind.filesystem_type() != NSFS_MAGIC => Err(Error::NotANamespace { path }),
+            Ok((_, found)) => {
+                let ident = Ident { device: found.dev(), inode: found.ino() };
+                Ok(Self { file, path, ident })
+            }
+            Err(source) => Err(Error::Open { path, source }),
+        }
     }
 
     pub fn ident(&self) -> Ident {
@@ -131,9 +211,15 @@ impl Netns {
     }
 }
 
+impl AsFd for Netns {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
 #[expect(unsafe_code, reason = "SIOCGSKNS has no safe wrapper")]
 fn sockets_namespace(socket: &impl AsFd) -> io::Result<File> {
-    use std::os::fd::{FromRawFd, OwnedFd};
+    use std::os::fd::FromRawFd;
 
     /// Returns a descriptor of the socket's network namespace (linux/sockios.h).
     const SIOCGSKNS: nix::libc::c_ulong = 0x894C;
@@ -175,7 +261,10 @@ mod tests {
         assert!(matches!(error, Error::NotANamespace { .. }));
         assert!(Netns::open(Path::new("/run/netns/does-not-exist")).expect_err("missing").is_gone());
         let netns = fresh_netns();
+        let place = Place::Path(netns.path.clone());
         let other = Ident { device: netns.ident().device, inode: netns.ident().inode + 1 };
-        assert!(matches!(Netns::reopen(&netns.path, other), Err(Error::Replaced { .. })));
+        assert!(matches!(place.reopen(other), Err(Error::Replaced { .. })));
+        let file = File::open("/proc/self/status").expect("a plain file");
+        assert!(matches!(Place::of_descriptor(file.into()), Err(Error::NotANamespace { .. })));
     }
 }

@@ -19,7 +19,14 @@ fn the_version_is_printed() {
 
 #[test]
 fn unknown_and_missing_arguments_are_refused() {
-    for (arguments, part) in [(&["--dance"][..], "--dance"), (&[][..], "--pods")] {
+    let both = ["--pods", "pods.json", "--inpod-uds", "ztunnel.sock"];
+    let loops = ["--inpod-uds", "one.sock", "--ztunnel-uds-address", "other.sock"];
+    for (arguments, part) in [
+        (&["--dance"][..], "--dance"),
+        (&[][..], "--pods <FILE>|--inpod-uds <PATH>"),
+        (&both[..], "cannot be used with"),
+        (&loops[..], "cannot be used with"),
+    ] {
         let output = run(arguments);
         assert_eq!(output.status.code(), Some(2));
         let text = String::from_utf8_lossy(&output.stderr);

@@ -6,8 +6,8 @@
 //!    └──────────┘ with back-off
 //! ```
 //!
-//! A proxy that joins is answered after the first list: until then nobody can tell which of its pods are still wanted,
-//! and it goes on serving what it holds.
+//! A proxy that joins hears of the end of the snapshot after the first whole list: until then nobody can tell which of its
+//! pods are still wanted, and it goes on serving what it holds.
 //!
 //! After a restart, ports that are in use belong most likely to a proxy that outlived the agent: capturing then fails,
 //! is tried again, and succeeds when that proxy reconnects and hands its listeners back.
@@ -15,6 +15,7 @@
 mod pods;
 mod rate;
 mod record;
+mod serving;
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -22,29 +23,43 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 
-use crate::broker::server::{self, Incoming, Outgoing, ProxyId, Server};
+use crate::broker::server::{Incoming, Outgoing, ProxyId, Server};
 use crate::broker::wire::MAX_DESCRIPTORS;
 use crate::broker::wire::proto::{self, to_proxy};
+use crate::listener;
 use crate::netns::Netns;
 use crate::sockets::{self, Listeners};
-use crate::source::file;
-use pods::Pods;
+use crate::source::{Update, file, zds};
+use crate::zds::server::{Roster, Server as ZdsServer};
+use pods::{Part, Pods};
 use rate::Rate;
+use serving::Serving;
 
 /// How the agent is started.
 #[derive(Debug, Clone)]
 pub struct Config {
     pub socket: PathBuf,
-    pub pods: PathBuf,
     pub proxy_uid: u32,
+    pub role: Role,
+}
+
+/// Who tells of pods, and what is left to do about them.
+#[derive(Debug, Clone)]
+pub enum Role {
+    /// Captures the pods of a file.
+    Capture { pods: PathBuf },
+    /// Installs the rules for the pods of a file, and drives stock ztunnels by ZDS, which open the listeners.
+    DriveZtunnels { pods: PathBuf, socket: PathBuf },
+    /// Opens listeners for the pods of which istio-cni tells by ZDS, and leaves the rules to it.
+    BeneathIstioCni { socket: PathBuf },
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
-    Broker(#[from] server::Error),
+    Listener(#[from] listener::Error),
 }
 
 const QUEUE: usize = 1024;
@@ -61,104 +76,182 @@ struct Proxy {
 
 type Proxies = HashMap<ProxyId, Proxy>;
 
-/// A proxy that said Hello, with the listeners that it held.
-struct Joined {
-    proxy: ProxyId,
-    held: Vec<(String, Listeners)>,
-    queue: mpsc::Sender<Outgoing>,
+struct Agent {
+    pods: Pods,
+    proxies: Proxies,
+    serving: Serving,
+    rate: Rate,
+    /// The source has told every pod once.
+    known: bool,
+    /// For stock ztunnels.
+    rosters: watch::Sender<Option<Arc<Roster>>>,
+    /// For istio-cni's client.
+    proxied: watch::Sender<bool>,
 }
 
 /// Runs for ever.
 pub async fn run(config: Config) -> Result<(), Error> {
     let server = Server::bind(&config.socket, config.proxy_uid)?;
     let (say, mut said) = mpsc::channel(QUEUE);
-    let (list, mut lists) = mpsc::channel(1);
+    let (tell, mut told) = mpsc::channel(1);
+    let (rosters, published) = watch::channel(None);
+    let (proxied, present) = watch::channel(false);
+    let part = match config.role {
+        Role::Capture { pods } => {
+            tokio::spawn(file::follow(pods, tell));
+            Part::Both
+        }
+        Role::DriveZtunnels { pods, socket } => {
+            tokio::spawn(ZdsServer::bind(&socket)?.serve(published));
+            tracing::info!(socket = %socket.display(), "serving ZDS; ztunnels open the pods' listeners");
+            tokio::spawn(file::follow(pods, tell));
+            Part::Rules { proxied: false }
+        }
+        Role::BeneathIstioCni { socket } => {
+            tokio::spawn(zds::follow(socket, tell, present));
+            Part::Sockets
+        }
+    };
     tokio::spawn(server.serve(say));
-    tokio::spawn(file::follow(config.pods, list));
-    let mut pods = Pods::new(record::Record::beside(&config.socket));
-    let mut proxies = Proxies::new();
-    let rate = Rate::default();
+    let mut agent = Agent {
+        pods: Pods::new(record::Record::beside(&config.socket), part),
+        proxies: Proxies::new(),
+        serving: Serving::default(),
+        rate: Rate::default(),
+        known: false,
+        rosters,
+        proxied,
+    };
     let mut look = tokio::time::interval(PERIOD);
     tracing::info!(socket = %config.socket.display(), "ready");
-    // Empty once the first list came.
-    let mut early = Some(Vec::new());
     loop {
-        let changes = tokio::select! {
-            Some(listed) = lists.recv() => {
-                let changes = pods.listed(listed).await;
-                announce(&mut proxies, changes);
-                for joined in early.take().into_iter().flatten() {
-                    welcome(&mut pods, &mut proxies, joined).await;
-                }
-                Vec::new()
+        tokio::select! {
+            Some(update) = told.recv() => agent.told(update).await,
+            Some(message) = said.recv() => agent.said(message).await,
+            _ = look.tick() => {
+                let changes = agent.pods.look().await;
+                agent.announce(changes);
             }
-            _ = look.tick() => pods.look().await,
-            Some(message) = said.recv() => match message {
-                Incoming::Joined { proxy, held, queue } => {
-                    let joined = Joined { proxy, held, queue };
-                    match &mut early {
-                        Some(early) => early.push(joined),
-                        None => welcome(&mut pods, &mut proxies, joined).await,
-                    }
-                    Vec::new()
-                }
-                Incoming::Left { proxy } => {
-                    proxies.remove(&proxy);
-                    early.iter_mut().for_each(|early| early.retain(|joined| joined.proxy != proxy));
-                    Vec::new()
-                }
-                Incoming::Refill { proxy, uid, count } => {
-                    if !refill(&proxies, proxy, uid, count, &pods, &rate) {
-                        tracing::warn!(proxy, "proxy asks for more sockets than it can use, cut off");
-                        proxies.remove(&proxy);
-                    }
-                    Vec::new()
-                }
-                Incoming::Ready { uid } => {
-                    tracing::info!(pod = uid, "pod is served");
-                    Vec::new()
-                }
-                Incoming::Failed { uid, reason } => {
-                    tracing::error!(pod = uid, reason, "the proxy cannot serve the pod; its connections wait");
-                    Vec::new()
-                }
-            },
-        };
-        announce(&mut proxies, changes);
+        }
+        let proxied = !agent.proxies.is_empty();
+        agent.proxied.send_if_modified(|before| std::mem::replace(before, proxied) != proxied);
+        let changes = agent.pods.proxied(proxied).await;
+        agent.announce(changes);
+        if matches!(part, Part::Rules { .. }) {
+            agent.publish();
+        }
     }
 }
 
-/// A change that every proxy must hear of.
-pub(crate) type Change = Box<dyn Fn() -> std::io::Result<Outgoing> + Send>;
+/// A change of a pod that every proxy must hear of.
+pub(crate) struct Change {
+    uid: String,
+    message: Box<dyn Fn() -> std::io::Result<Outgoing> + Send>,
+}
 
-fn announce(proxies: &mut Proxies, changes: Vec<Change>) {
-    for change in changes {
-        proxies.retain(|proxy, Proxy { queue, .. }| match change() {
-            Ok(message) => {
-                let kept = queue.try_send(message).is_ok();
-                if !kept {
-                    tracing::warn!(proxy, "proxy does not take messages, cut off");
+impl Agent {
+    async fn told(&mut self, update: Update) {
+        let Update { pods, complete, ask } = update;
+        let wanted = ask.as_ref().is_some_and(|ask| pods.iter().any(|pod| pod.uid == ask.uid));
+        let changes = self.pods.listed(pods).await;
+        self.announce(changes);
+        if complete && !self.known {
+            self.known = true;
+            self.pods.forget_handed_back();
+            // A queue that is full ends with the next announcement.
+            self.proxies.values().for_each(|proxy| drop(proxy.queue.try_send(snapshot_sent())));
+        }
+        let Some(ask) = ask else { return };
+        // Who asked may have gone.
+        match self.pods.failure(&ask.uid) {
+            Some(reason) => drop(ask.answer.send(Err(reason.to_owned()))),
+            None if wanted => self.serving.ask(ask),
+            None => drop(ask.answer.send(Ok(()))),
+        }
+    }
+
+    async fn said(&mut self, message: Incoming) {
+        match message {
+            Incoming::Joined { proxy, held, queue } => self.welcome(proxy, held, queue).await,
+            Incoming::Left { proxy } => {
+                self.proxies.remove(&proxy);
+                self.serving.left(proxy);
+            }
+            Incoming::Refill { proxy, uid, count } => {
+                if !refill(&self.proxies, proxy, uid, count, &self.pods, &self.rate) {
+                    tracing::warn!(proxy, "proxy asks for more sockets than it can use, cut off");
+                    self.proxies.remove(&proxy);
                 }
-                kept
             }
-            Err(error) => {
-                tracing::error!(proxy, %error, "descriptors cannot be duplicated, proxy cut off");
-                false
+            Incoming::Ready { proxy, uid } => {
+                tracing::info!(pod = uid, "pod is served");
+                self.heard(proxy, &uid, Ok(()));
             }
+            Incoming::Failed { proxy, uid, reason } => {
+                tracing::error!(pod = uid, reason, "the proxy cannot serve the pod; its connections wait");
+                self.heard(proxy, &uid, Err(reason));
+            }
+        }
+    }
+
+    fn heard(&mut self, proxy: ProxyId, uid: &str, outcome: Result<(), String>) {
+        if self.pods.is_captured(uid) && self.proxies.contains_key(&proxy) {
+            self.serving.said(proxy, uid, outcome);
+        }
+    }
+
+    fn announce(&mut self, changes: Vec<Change>) {
+        for Change { uid, message } in changes {
+            self.serving.changed(&uid);
+            self.proxies.retain(|proxy, Proxy { queue, .. }| match message() {
+                Ok(message) => {
+                    let kept = queue.try_send(message).is_ok();
+                    if !kept {
+                        tracing::warn!(proxy, "proxy does not take messages, cut off");
+                    }
+                    kept
+                }
+                Err(error) => {
+                    tracing::error!(proxy, %error, "descriptors cannot be duplicated, proxy cut off");
+                    false
+                }
+            });
+        }
+    }
+
+    /// Takes up what a proxy held, and tells it what there is.
+    async fn welcome(
+        &mut self,
+        proxy: ProxyId,
+        held: Vec<(String, Listeners)>,
+        queue: mpsc::Sender<Outgoing>,
+    ) {
+        let changes = self.pods.adopt(held, self.known).await;
+        self.announce(changes);
+        let end = self.known.then(snapshot_sent);
+        for message in self.pods.snapshot().into_iter().chain(end) {
+            // Its queue is longer than a node has pods.
+            let _ = queue.try_send(message);
+        }
+        self.proxies.insert(proxy, Proxy { queue, refills: Arc::new(Semaphore::new(MOST_REFILLS)) });
+    }
+
+    /// Before the first list nobody can tell which pods are wanted.
+    fn publish(&self) {
+        let roster = self.pods.roster();
+        self.rosters.send_if_modified(|published| {
+            let news = self.known && published.as_deref() != Some(&roster);
+            if news {
+                *published = Some(Arc::new(roster));
+            }
+            news
         });
     }
 }
 
-/// Takes up what a proxy held, and tells it what there is.
-async fn welcome(pods: &mut Pods, proxies: &mut Proxies, joined: Joined) {
-    let Joined { proxy, held, queue } = joined;
-    let changes = pods.adopt(held).await;
-    for message in pods.snapshot() {
-        // Its queue is longer than a node has pods.
-        let _ = queue.try_send(message);
-    }
-    announce(proxies, changes);
-    proxies.insert(proxy, Proxy { queue, refills: Arc::new(Semaphore::new(MOST_REFILLS)) });
+fn snapshot_sent() -> Outgoing {
+    let message = to_proxy::Message::SnapshotSent(proto::SnapshotSent {});
+    Outgoing { message, descriptors: Vec::new() }
 }
 
 /// Makes sockets for a pod and sends them; a pod that is unknown here is answered with none. False when too many are

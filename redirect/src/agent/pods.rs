@@ -1,24 +1,27 @@
 //! The pods of the agent and what happens to each.
 
+mod hold;
+mod on_demand;
+
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
-use std::path::PathBuf;
-use std::time::Duration;
-
-use rand::RngExt;
-use tokio::time::Instant;
+use std::sync::Arc;
 
 use super::Change;
 use super::record::{Entry, Record};
 use crate::broker::server::Outgoing;
 use crate::broker::wire::proto::{self, to_proxy};
-use crate::netns::{self, Ident, Netns};
-use crate::rules::{self, Installed, NotLive, Ports};
+use crate::netns::{self, Ident, Netns, Place};
+use crate::retry::Retry;
+use crate::rules::{self, Closed, Installed, NotLive, Ports};
 use crate::sockets::{self, Listeners};
 use crate::source::Pod;
+use crate::zds::server::{Entry as Known, Roster, Workload};
+use hold::Hold;
+pub(super) use hold::Part;
 
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
-const LAST_PAUSE: Duration = Duration::from_secs(10);
+/// More pods than a node can have.
+const MOST_HANDED_BACK: usize = 4096;
 
 #[derive(Debug, thiserror::Error)]
 enum Error {
@@ -30,8 +33,8 @@ enum Error {
     NotLive(#[from] NotLive),
     #[error("rules: {0}")]
     Rules(#[from] rules::Error),
-    #[error("network namespace {path} is that of pod {other} too; each pod needs its own")]
-    Shared { path: PathBuf, other: String },
+    #[error("network namespace {place} is that of pod {other} too; each pod needs its own")]
+    Shared { place: Place, other: String },
 }
 
 pub(super) struct Pods {
@@ -40,23 +43,23 @@ pub(super) struct Pods {
     /// No longer wanted, and their rules could not be removed yet.
     leaving: Vec<Leaving>,
     record: Record,
+    part: Part,
+    /// Listeners that proxies handed back before it was known which pods are wanted.
+    handed_back: HashMap<String, Listeners>,
 }
 
 struct Captured {
     pod: Pod,
     ident: Ident,
-    installed: Installed,
-}
-
-impl Captured {
-    fn entry(&self) -> Entry {
-        Entry { uid: self.pod.uid.clone(), netns: self.pod.netns.clone(), ident: self.ident }
-    }
+    hold: Hold,
+    /// When opening its listeners failed.
+    opening: Option<Retry>,
 }
 
 struct Pending {
     pod: Pod,
     retry: Retry,
+    reason: String,
 }
 
 struct Leaving {
@@ -64,42 +67,19 @@ struct Leaving {
     retry: Retry,
 }
 
-/// When something that failed is tried again.
-#[derive(Clone, Copy)]
-struct Retry {
-    next: Instant,
-    pause: Duration,
-}
-
-impl Retry {
-    fn after(pause: Duration) -> Self {
-        let next = Instant::now() + pause.mul_f64(rand::rng().random_range(0.8..1.2));
-        Self { next, pause }
-    }
-
-    fn first() -> Self {
-        Self::after(FIRST_PAUSE)
-    }
-
-    fn again(self) -> Self {
-        Self::after((self.pause * 2).min(LAST_PAUSE))
-    }
-
-    fn wait(&self) -> Duration {
-        self.next.saturating_duration_since(Instant::now())
-    }
-
-    fn is_due(&self) -> bool {
-        self.next <= Instant::now()
-    }
-}
-
 impl Pods {
-    pub(super) fn new(record: Record) -> Self {
-        Self { captured: BTreeMap::new(), pending: HashMap::new(), leaving: Vec::new(), record }
+    pub(super) fn new(record: Record, part: Part) -> Self {
+        Self {
+            captured: BTreeMap::new(),
+            pending: HashMap::new(),
+            leaving: Vec::new(),
+            record,
+            part,
+            handed_back: HashMap::new(),
+        }
     }
 
-    /// The source's whole list.
+    /// All that the source knows.
     pub(super) async fn listed(&mut self, listed: Vec<Pod>) -> Vec<Change> {
         let mut changes = Vec::new();
         let wanted: HashMap<&str, &Pod> = listed.iter().map(|pod| (pod.uid.as_str(), pod)).collect();
@@ -117,16 +97,17 @@ impl Pods {
             match wanted.get(uid.as_str()).filter(|now| now.netns == held.pod.netns) {
                 // Rules and listeners stay, or the pod would be open while it is captured anew; the proxies begin
                 // again with what the pod is now.
-                Some(&now) => changes.extend(self.keep(now.clone(), held.ident, held.installed)),
+                Some(&now) => changes.extend(self.keep(now.clone(), held.ident, held.hold)),
                 None => dropped.push(held),
             }
         }
         // Whatever may have rules and is not wanted, captured by this agent or by an earlier one.
-        let wanted_there =
-            |entry: &Entry| wanted.get(entry.uid.as_str()).is_some_and(|pod| pod.netns == entry.netns);
+        let wanted_there = |entry: &Entry| {
+            wanted.get(entry.uid.as_str()).is_some_and(|pod| pod.netns.path() == Some(&entry.netns))
+        };
         self.leaving.retain(|leaving| !wanted_there(&leaving.entry));
-        let unwanted: Vec<Entry> =
-            self.record.entries().iter().filter(|entry| !wanted_there(entry)).cloned().collect();
+        let recorded = self.record.entries().iter().filter(|_| self.part != Part::Sockets);
+        let unwanted: Vec<Entry> = recorded.filter(|entry| !wanted_there(entry)).cloned().collect();
         for entry in unwanted {
             if !self.leaving.iter().any(|leaving| leaving.entry == entry) {
                 self.withdraw(entry, None).await;
@@ -139,20 +120,24 @@ impl Pods {
                 changes.extend(self.capture(pod, None, None).await);
             }
         }
+        changes.extend(self.open_listeners().await);
         changes
     }
 
     /// Looks for namespaces that are gone, and tries again what failed.
     pub(super) async fn look(&mut self) -> Vec<Change> {
         let mut changes = Vec::new();
-        let gone = |held: &Captured| Ident::at(&held.pod.netns).ok() != Some(held.ident);
+        let gone = |held: &Captured| held.pod.netns.ident().ok() != Some(held.ident);
         let lost: Vec<String> =
             self.captured.iter().filter(|(_, held)| gone(held)).map(|(uid, _)| uid.clone()).collect();
         for uid in lost {
             if let Some(held) = self.captured.remove(&uid) {
                 tracing::info!(pod = uid, "the pod's namespace is gone");
-                self.record.remove(&held.entry());
-                self.pending.insert(uid.clone(), Pending { pod: held.pod, retry: Retry::first() });
+                if let Some(entry) = self.entry(&held.pod, held.ident) {
+                    self.record.remove(&entry);
+                }
+                let (retry, reason) = (Retry::after(None), "the pod's namespace is gone".to_owned());
+                self.pending.insert(uid.clone(), Pending { pod: held.pod, retry, reason });
                 changes.push(removed(uid));
             }
         }
@@ -164,20 +149,27 @@ impl Pods {
             .extract_if(|_, pending| pending.retry.is_due())
             .map(|(_, pending)| pending)
             .collect();
-        for Pending { pod, retry } in due {
+        for Pending { pod, retry, .. } in due {
             changes.extend(self.capture(pod, None, Some(retry)).await);
         }
+        changes.extend(self.open_listeners().await);
         changes
     }
 
-    /// Listeners that a proxy handed back: taken for pods that wait for them, closed otherwise.
-    pub(super) async fn adopt(&mut self, held: Vec<(String, Listeners)>) -> Vec<Change> {
+    /// Listeners that a proxy handed back: taken for pods that wait for them; else kept until it is `known` which pods are
+    /// wanted, and closed then.
+    pub(super) async fn adopt(&mut self, held: Vec<(String, Listeners)>, known: bool) -> Vec<Change> {
         let mut changes = Vec::new();
         for (uid, listeners) in held {
+            let closed = self.captured.get(&uid).is_some_and(|held| held.hold.listeners().is_none());
             match self.pending.remove(&uid) {
+                None if closed => changes.extend(self.open(&uid, Some(listeners)).await),
                 Some(pending) => {
                     tracing::info!(pod = uid, "adopting the listeners that the proxy kept");
                     changes.extend(self.capture(pending.pod, Some(listeners), Some(pending.retry)).await);
+                }
+                None if !known && self.handed_back.len() < MOST_HANDED_BACK => {
+                    self.handed_back.insert(uid, listeners);
                 }
                 None => tracing::debug!(pod = uid, "listeners handed back are not needed"),
             }
@@ -185,24 +177,50 @@ impl Pods {
         changes
     }
 
-    /// What a new proxy must know.
+    /// Every pod that is wanted has been listed.
+    pub(super) fn forget_handed_back(&mut self) {
+        self.handed_back.clear();
+    }
+
+    pub(super) fn is_captured(&self, uid: &str) -> bool {
+        self.captured.contains_key(uid)
+    }
+
+    /// Why a pod is not captured.
+    pub(super) fn failure(&self, uid: &str) -> Option<&str> {
+        self.pending.get(uid).map(|pending| pending.reason.as_str())
+    }
+
+    /// Every pod that a new proxy must serve.
     pub(super) fn snapshot(&self) -> Vec<Outgoing> {
-        let mut messages: Vec<Outgoing> = self
-            .captured
+        self.captured
             .values()
             .filter_map(|held| {
-                added(&held.pod, held.installed.listeners())
+                added(&held.pod, held.hold.listeners()?)
                     .inspect_err(|error| tracing::error!(pod = held.pod.uid, %error, "pod not told"))
                     .ok()
             })
-            .collect();
-        let message = to_proxy::Message::SnapshotSent(proto::SnapshotSent {});
-        messages.push(Outgoing { message, descriptors: Vec::new() });
-        messages
+            .collect()
+    }
+
+    /// What stock ztunnels must know.
+    pub(super) fn roster(&self) -> Roster {
+        let captured = self.captured.values().map(|Captured { pod, ident, .. }| {
+            let workload = Workload {
+                name: pod.name.clone(),
+                namespace: pod.namespace.clone(),
+                service_account: pod.service_account.clone(),
+                netns: pod.netns.clone(),
+                ident: *ident,
+            };
+            (pod.uid.clone(), Known::Captured(Arc::new(workload)))
+        });
+        let pending = self.pending.keys().map(|uid| (uid.clone(), Known::Pending));
+        pending.chain(captured).collect()
     }
 
     pub(super) fn namespace_of(&self, uid: &str) -> Option<Result<Netns, netns::Error>> {
-        self.captured.get(uid).map(|held| Netns::reopen(&held.pod.netns, held.ident))
+        self.captured.get(uid).map(|held| held.pod.netns.reopen(held.ident))
     }
 
     /// `failed` is the last attempt, if there was one.
@@ -212,47 +230,59 @@ impl Pods {
         listeners: Option<Listeners>,
         failed: Option<Retry>,
     ) -> Option<Change> {
+        let listeners = listeners.or_else(|| self.handed_back.remove(&pod.uid));
         match self.install(&pod, listeners).await {
-            Ok((ident, installed)) => {
-                tracing::info!(pod = pod.uid, namespace = pod.namespace, name = pod.name, netns = %pod.netns.display(), "pod captured");
-                self.keep(pod, ident, installed)
+            Ok((ident, hold)) => {
+                tracing::info!(pod = pod.uid, namespace = pod.namespace, name = pod.name, netns = %pod.netns, "pod captured");
+                self.keep(pod, ident, hold)
             }
             Err(error) => {
-                let retry = failed.map_or_else(Retry::first, Retry::again);
+                let retry = Retry::after(failed);
                 tracing::warn!(pod = pod.uid, %error, retry_ms = retry.wait().as_millis(), "pod not captured");
-                self.pending.insert(pod.uid.clone(), Pending { pod, retry });
+                let reason = error.to_string();
+                self.pending.insert(pod.uid.clone(), Pending { pod, retry, reason });
                 None
             }
         }
     }
 
-    /// The straight line: namespace, record, listeners, ports, rules.
-    async fn install(
-        &mut self,
-        pod: &Pod,
-        listeners: Option<Listeners>,
-    ) -> Result<(Ident, Installed), Error> {
-        let netns = Netns::open(&pod.netns)?;
+    /// The straight line: namespace, record, listeners, ports, rules; without listeners where a ztunnel opens them.
+    async fn install(&mut self, pod: &Pod, listeners: Option<Listeners>) -> Result<(Ident, Hold), Error> {
+        let netns = pod.netns.open()?;
         let ident = netns.ident();
         if let Some(other) = self.captured.values().find(|held| held.ident == ident) {
-            return Err(Error::Shared { path: pod.netns.clone(), other: other.pod.uid.clone() });
+            return Err(Error::Shared { place: pod.netns.clone(), other: other.pod.uid.clone() });
         }
-        self.record.add(Entry { uid: pod.uid.clone(), netns: pod.netns.clone(), ident });
-        let installed = netns
-            .run(move || -> Result<Installed, Error> {
+        if let Some(entry) = self.entry(pod, ident) {
+            self.record.add(entry);
+        }
+        let part = self.part;
+        let hold = netns
+            .run(move || -> Result<Hold, Error> {
                 let listeners = match listeners {
                     Some(listeners) => listeners,
+                    None if matches!(part, Part::Rules { .. }) => return Ok(Hold::Rules(Closed::install()?)),
                     None => Listeners::bind()?,
                 };
-                Ok(Installed::install(Ports::prove(listeners, ident)?)?)
+                let ports = Ports::prove(listeners, ident)?;
+                Ok(match part {
+                    Part::Sockets => Hold::Sockets(ports),
+                    Part::Both | Part::Rules { .. } => Hold::Both(Installed::install(ports)?),
+                })
             })
             .await??;
-        Ok((ident, installed))
+        Ok((ident, hold))
+    }
+
+    /// What is recorded of a pod; nothing where the rules are not this agent's.
+    fn entry(&self, pod: &Pod, ident: Ident) -> Option<Entry> {
+        let netns = pod.netns.path().filter(|_| self.part != Part::Sockets)?;
+        Some(Entry { uid: pod.uid.clone(), netns: netns.to_owned(), ident })
     }
 
     /// Removes the rules of a pod that is no longer wanted; what fails is tried again.
     async fn withdraw(&mut self, entry: Entry, failed: Option<Retry>) {
-        let outcome = match Netns::reopen(&entry.netns, entry.ident) {
+        let outcome = match Place::from(entry.netns.clone()).reopen(entry.ident) {
             Ok(netns) => netns.run(rules::withdraw).await,
             Err(error) => Err(error),
         };
@@ -268,7 +298,7 @@ impl Pods {
                 self.record.remove(&entry);
             }
             Some(error) => {
-                let retry = failed.map_or_else(Retry::first, Retry::again);
+                let retry = Retry::after(failed);
                 tracing::error!(
                     pod = entry.uid,
                     error,
@@ -280,11 +310,13 @@ impl Pods {
         }
     }
 
-    fn keep(&mut self, pod: Pod, ident: Ident, installed: Installed) -> Option<Change> {
-        let (told, copy) = (pod.clone(), installed.listeners().try_clone());
-        self.captured.insert(pod.uid.clone(), Captured { pod, ident, installed });
-        match copy {
-            Ok(listeners) => Some(Box::new(move || added(&told, &listeners))),
+    fn keep(&mut self, pod: Pod, ident: Ident, hold: Hold) -> Option<Change> {
+        let (told, copy) = (pod.clone(), hold.listeners().map(Listeners::try_clone));
+        self.captured.insert(pod.uid.clone(), Captured { pod, ident, hold, opening: None });
+        match copy? {
+            Ok(listeners) => {
+                Some(Change { uid: told.uid.clone(), message: Box::new(move || added(&told, &listeners)) })
+            }
             Err(error) => {
                 tracing::error!(pod = told.uid, %error, "pod not told to the proxies");
                 None
@@ -310,10 +342,12 @@ fn added(pod: &Pod, listeners: &Listeners) -> std::io::Result<Outgoing> {
 }
 
 fn removed(uid: String) -> Change {
-    Box::new(move || {
-        let message = to_proxy::Message::PodRemoved(proto::PodRemoved { uid: uid.clone() });
+    let told = uid.clone();
+    let message = move || {
+        let message = to_proxy::Message::PodRemoved(proto::PodRemoved { uid: told.clone() });
         Ok(Outgoing { message, descriptors: Vec::new() })
-    })
+    };
+    Change { uid, message: Box::new(message) }
 }
 
 #[cfg(test)]

@@ -16,8 +16,8 @@ impl Bed {
         let folder = std::env::temp_dir().join(format!("agent-{}-{name}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("a temporary folder");
         // The tests run as root.
-        let config =
-            Config { socket: folder.join("redirect.sock"), pods: folder.join("pods.json"), proxy_uid: 0 };
+        let role = Role::Capture { pods: folder.join("pods.json") };
+        let config = Config { socket: folder.join("redirect.sock"), proxy_uid: 0, role };
         let agent = tokio::spawn(async move {
             run(config).await.unwrap_or_else(|error| panic!("{error}"));
         });

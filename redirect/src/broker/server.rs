@@ -1,22 +1,17 @@
 //! The agent's end: accepts proxies, and carries messages between them and the agent's task.
 
-use std::fs::{File, TryLockError};
-use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{PermissionsExt, chown};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::socket::{getsockopt, sockopt};
-use socket2::{Domain, SockAddr, Socket, Type};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use socket2::Socket;
 use tokio::sync::mpsc;
 
 use super::wire::proto::{self, to_agent, to_proxy};
 use super::wire::{Connection, VERSION};
-use crate::readiness::watched;
+use crate::listener::{Error, Listener};
 use crate::sockets::Listeners;
 
 /// A proxy must say Hello, and hand back what it holds, within this time.
@@ -27,14 +22,6 @@ const SEND_DEADLINE: Duration = Duration::from_secs(5);
 const MOST_HELD: u32 = 4096;
 /// Messages that wait for one proxy.
 const QUEUE: usize = 8192;
-
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error("broker socket {path}: {source}")]
-    Socket { path: PathBuf, source: io::Error },
-    #[error("another agent serves the broker socket {path}; end it first")]
-    Taken { path: PathBuf },
-}
 
 /// A message to a proxy with its descriptors.
 pub struct Outgoing {
@@ -49,17 +36,15 @@ pub type ProxyId = u64;
 pub enum Incoming {
     Joined { proxy: ProxyId, held: Vec<(String, Listeners)>, queue: mpsc::Sender<Outgoing> },
     Refill { proxy: ProxyId, uid: String, count: u32 },
-    Ready { uid: String },
-    Failed { uid: String, reason: String },
+    Ready { proxy: ProxyId, uid: String },
+    Failed { proxy: ProxyId, uid: String, reason: String },
     Left { proxy: ProxyId },
 }
 
 /// The listening end.
 pub struct Server {
-    socket: AsyncFd<OwnedFd>,
+    listener: Listener,
     proxy_uid: u32,
-    /// Held for as long as this agent lives, so that no other takes its socket away.
-    _lock: File,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -83,36 +68,15 @@ enum Refused {
 }
 
 impl Server {
-    /// Binds the socket for the proxy's user; a file that an earlier agent left is replaced, one of a live agent is not.
+    /// Binds the socket for the proxy's user.
     pub fn bind(path: &Path, proxy_uid: u32) -> Result<Self, Error> {
-        let fail = |source| Error::Socket { path: path.to_owned(), source };
-        let lock = File::create(path.with_extension("lock")).map_err(fail)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(Error::Taken { path: path.to_owned() }),
-            Err(TryLockError::Error(source)) => return Err(fail(source)),
-        }
-        let bind = || {
-            match std::fs::remove_file(path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-            let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None)?;
-            socket.set_nonblocking(true)?;
-            socket.bind(&SockAddr::unix(path)?)?;
-            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-            chown(path, Some(proxy_uid), None)?;
-            socket.listen(16)?;
-            watched(socket.into())
-        };
-        Ok(Self { socket: bind().map_err(fail)?, proxy_uid, _lock: lock })
+        Ok(Self { listener: Listener::bind(path, Some(proxy_uid))?, proxy_uid })
     }
 
     /// Accepts for ever.
     pub async fn serve(self, incoming: mpsc::Sender<Incoming>) {
         for proxy in 1.. {
-            let accept = |socket: &OwnedFd| socket2::SockRef::from(socket).accept().map(|(peer, _)| peer);
-            let accepted = match self.socket.async_io(Interest::READABLE, accept).await {
+            let accepted = match self.listener.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::warn!(%error, "accepting a proxy failed");
@@ -139,7 +103,7 @@ impl Server {
 }
 
 async fn attend(proxy: ProxyId, socket: Socket, incoming: mpsc::Sender<Incoming>) {
-    let connection = match socket.set_nonblocking(true).and_then(|()| Connection::new(socket.into())) {
+    let connection = match Connection::new(socket.into()) {
         Ok(connection) => Arc::new(connection),
         Err(error) => return tracing::warn!(%error, "connection not usable"),
     };
@@ -216,9 +180,9 @@ async fn read(proxy: ProxyId, connection: &Connection, incoming: &mpsc::Sender<I
             Some(to_agent::Message::Refill(refill)) => {
                 Incoming::Refill { proxy, uid: refill.uid, count: refill.count }
             }
-            Some(to_agent::Message::PodReady(ready)) => Incoming::Ready { uid: ready.uid },
+            Some(to_agent::Message::PodReady(ready)) => Incoming::Ready { proxy, uid: ready.uid },
             Some(to_agent::Message::PodFailed(failed)) => {
-                Incoming::Failed { uid: failed.uid, reason: failed.reason }
+                Incoming::Failed { proxy, uid: failed.uid, reason: failed.reason }
             }
             Some(to_agent::Message::Hello(_) | to_agent::Message::Held(_)) | None => {
                 return Refused::Unexpected;

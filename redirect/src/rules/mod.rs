@@ -36,7 +36,10 @@
 //! }
 //! ```
 //!
-//! Dropping [`Installed`] leaves the rules in place: what they capture is then refused, never let through. Rules go
+//! Where another process opens the listeners (a ztunnel driven by ZDS) rules are [`Closed`]: what they capture is refused
+//! until it listens. They too become [`Installed`] by [`Ports`] only.
+//!
+//! Dropping [`Installed`] or [`Closed`] leaves the rules in place: what they capture is then refused, never let through. Rules go
 //! only by [`withdraw`], which leaves the namespace as it was before.
 
 mod exchange;
@@ -109,6 +112,31 @@ impl Ports {
         }
         Ok(Self { listeners })
     }
+
+    pub fn listeners(&self) -> &Listeners {
+        &self.listeners
+    }
+}
+
+/// Rules are in the kernel, and nothing of this process listens behind them.
+#[derive(Debug)]
+pub struct Closed {
+    _made_here: (),
+}
+
+impl Closed {
+    /// Installs the rules in the namespace of the calling thread; again, if they are there.
+    ///
+    /// Routing goes first: it matches nothing until rules mark packets.
+    pub fn install() -> Result<Self, Error> {
+        routing::install()?;
+        nftables::install()?;
+        Ok(Self { _made_here: () })
+    }
+
+    pub fn open(self, ports: Ports) -> Installed {
+        Installed { ports }
+    }
 }
 
 /// Rules are in the kernel, and these are the listeners behind them.
@@ -118,17 +146,18 @@ pub struct Installed {
 }
 
 impl Installed {
-    /// Installs the rules in the namespace of the calling thread; again, if they are there.
-    ///
-    /// Routing goes first: it matches nothing until rules mark packets.
+    /// As [`Closed::install`], with live listeners from the first packet on.
     pub fn install(ports: Ports) -> Result<Self, Error> {
-        routing::install()?;
-        nftables::install()?;
-        Ok(Self { ports })
+        Ok(Closed::install()?.open(ports))
     }
 
     pub fn listeners(&self) -> &Listeners {
-        &self.ports.listeners
+        self.ports.listeners()
+    }
+
+    /// Closes the listeners; the rules stay.
+    pub fn close(self) -> Closed {
+        Closed { _made_here: () }
     }
 }
 

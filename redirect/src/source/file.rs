@@ -11,7 +11,8 @@ use inotify::{EventStream, Inotify, WatchMask};
 use serde::Deserialize;
 use tokio::sync::mpsc;
 
-use super::Pod;
+use super::{Pod, Update};
+use crate::netns::Place;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -22,7 +23,7 @@ pub enum Error {
     #[error("pods file {path}: pod {uid} is listed twice")]
     Twice { path: PathBuf, uid: String },
     #[error("pods file {path}: pod {uid} has the network namespace {netns} that another pod has")]
-    Shared { path: PathBuf, uid: String, netns: PathBuf },
+    Shared { path: PathBuf, uid: String, netns: Place },
 }
 
 #[derive(Deserialize)]
@@ -35,7 +36,7 @@ struct Document {
 const PERIOD: Duration = Duration::from_secs(1);
 
 /// Sends the pods of the file now and after each change, until nobody listens.
-pub async fn follow(path: PathBuf, pods: mpsc::Sender<Vec<Pod>>) {
+pub async fn follow(path: PathBuf, pods: mpsc::Sender<Update>) {
     let mut last = None;
     let mut events = watch(&path);
     loop {
@@ -48,7 +49,8 @@ pub async fn follow(path: PathBuf, pods: mpsc::Sender<Vec<Pod>>) {
                 parsed
             }) {
                 Ok(found) => {
-                    if pods.send(found).await.is_err() {
+                    let update = Update { pods: found, complete: true, ask: None };
+                    if pods.send(update).await.is_err() {
                         return;
                     }
                 }
@@ -83,7 +85,7 @@ fn parse(text: &str, path: &Path) -> Result<Vec<Pod>, Error> {
         if !uids.insert(uid) {
             return Err(Error::Twice { path: path.to_owned(), uid: uid.clone() });
         }
-        if !namespaces.insert(netns) {
+        if !namespaces.insert(netns.path()) {
             return Err(Error::Shared { path: path.to_owned(), uid: uid.clone(), netns: netns.clone() });
         }
     }

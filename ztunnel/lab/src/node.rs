@@ -76,6 +76,11 @@ impl NodeHandle {
         self.folder.join("redirect.sock")
     }
 
+    /// Where the agent of an external node serves stock ztunnels.
+    pub fn zds_socket(&self) -> PathBuf {
+        self.folder.join("ztunnel.sock")
+    }
+
     pub fn log_path(&self) -> PathBuf {
         self.folder.join("proxy.log")
     }
@@ -93,16 +98,17 @@ impl NodeHandle {
         fs::read_to_string(self.agent_log_path()).unwrap_or_default()
     }
 
-    pub(crate) fn start_agent(&mut self, program: &Path) -> Result<(), Error> {
+    pub(crate) fn start_agent(&mut self, program: &Path, source: Option<&Path>) -> Result<(), Error> {
         let text = |path: PathBuf| path.display().to_string();
-        let arguments = vec![
-            "--socket".into(),
-            text(self.agent_socket()),
-            "--pods".into(),
-            text(self.pods_path()),
-            "--proxy-uid".into(),
-            PROXY_USER.to_string(),
-        ];
+        let mut arguments = vec!["--socket".into(), text(self.agent_socket())];
+        arguments.extend(["--proxy-uid".into(), PROXY_USER.to_string()]);
+        match source {
+            Some(zds) => arguments.extend(["--inpod-uds".into(), text(zds.to_owned())]),
+            None => arguments.extend(["--pods".into(), text(self.pods_path())]),
+        }
+        if self.external {
+            arguments.extend(["--ztunnel-uds-address".into(), text(self.zds_socket())]);
+        }
         let process = Process::start(Start {
             namespace: &self.namespace,
             program,

@@ -85,7 +85,13 @@ impl Lab {
     /// Starts an agent on a node.
     pub fn start_agent(&mut self, node: &str) -> Result<(), Error> {
         let Some(binaries) = self.binaries.clone() else { return Ok(()) };
-        self.node_mut(node).start_agent(&binaries.agent)
+        self.node_mut(node).start_agent(&binaries.agent, None)
+    }
+
+    /// Starts an agent that learns its pods by ZDS, as beneath istio-cni.
+    pub fn start_agent_beneath(&mut self, node: &str, zds: &Path) -> Result<(), Error> {
+        let Some(binaries) = self.binaries.clone() else { return Ok(()) };
+        self.node_mut(node).start_agent(&binaries.agent, Some(zds))
     }
 
     /// Starts a proxy on a node, without waiting for it.

@@ -46,7 +46,7 @@ struct Node {
 struct External {
     /// The network namespace that it must run in, as a path.
     enter: String,
-    /// By names of the environment that Istio's ztunnel reads, and REDIRECT_SOCKET.
+    /// By names of the environment that Istio's ztunnel reads, and REDIRECT_SOCKET for a proxy of this project.
     environment: BTreeMap<String, String>,
 }
 
@@ -93,7 +93,11 @@ impl Lab {
         };
         let external = node.external().then(|| External {
             enter: crate::namespace::path(node.namespace()).display().to_string(),
-            environment: self.proxy_environment(node.name()).into_iter().collect(),
+            environment: self
+                .proxy_environment(node.name())
+                .into_iter()
+                .chain([("INPOD_UDS".to_owned(), node.zds_socket().display().to_string())])
+                .collect(),
         });
         Node {
             name: node.name().to_owned(),

@@ -223,7 +223,7 @@ fn an_external_node_waits_for_somebody_elses_proxy() {
     for key in ["XDS_ADDRESS", "CA_ADDRESS"] {
         assert_eq!(told(key), "https://172.30.0.1:15012");
     }
-    for key in ["XDS_ROOT_CA", "CA_ROOT_CA", "AUTH_TOKEN", "REDIRECT_SOCKET"] {
+    for key in ["XDS_ROOT_CA", "CA_ROOT_CA", "AUTH_TOKEN", "REDIRECT_SOCKET", "INPOD_UDS"] {
         assert!(wait_until(DEADLINE, || std::path::Path::new(&told(key)).exists()), "{key} {}", told(key));
         assert!(lab.status().to_string().contains(&format!("{key}={}", told(key))), "{}", lab.status());
     }

@@ -16,7 +16,11 @@ impl Bed {
     }
 
     fn pods(&self) -> Pods {
-        Pods::new(Record::beside(&self.folder.join("redirect.sock")))
+        Pods::new(self.record(), Part::Both)
+    }
+
+    fn record(&self) -> Record {
+        Record::beside(&self.folder.join("redirect.sock"))
     }
 
     fn pod(&self) -> Pod {
@@ -25,7 +29,7 @@ impl Bed {
             name: "p".into(),
             namespace: "n".into(),
             service_account: "a".into(),
-            netns: self.namespace.path.clone(),
+            netns: self.namespace.path.clone().into(),
             addresses: vec!["10.0.0.1".parse().expect("an address")],
         }
     }
@@ -43,8 +47,12 @@ impl Drop for Bed {
     }
 }
 
+fn entry(pods: &Pods, held: &Captured) -> Entry {
+    pods.entry(&held.pod, held.ident).expect("its rules are the agent's")
+}
+
 fn kinds(changes: &[Change]) -> Vec<&'static str> {
-    let kind = |change: &Change| match change().expect("descriptors can be duplicated").message {
+    let kind = |change: &Change| match (change.message)().expect("descriptors can be duplicated").message {
         to_proxy::Message::PodAdded(_) => "added",
         to_proxy::Message::PodRemoved(_) => "removed",
         _ => "other",
@@ -60,7 +68,7 @@ async fn a_withdrawn_pod_is_as_it_was_before() {
     assert_eq!(kinds(&pods.listed(vec![bed.pod()]).await), ["added"]);
     assert_ne!(bed.dump().await, before, "rules are there");
     assert_eq!(kinds(&pods.listed(vec![bed.pod()]).await), [""; 0], "nothing changed");
-    assert_eq!(pods.snapshot().len(), 2, "the pod and the end of the snapshot");
+    assert_eq!(pods.snapshot().len(), 1);
     assert_eq!(kinds(&pods.listed(Vec::new()).await), ["removed"]);
     assert_eq!(bed.dump().await, before, "every byte is as before");
 }
@@ -82,11 +90,12 @@ async fn a_successor_adopts_the_listeners_that_a_proxy_kept() {
     let bed = Bed::new("adopts");
     let mut pods = bed.pods();
     pods.listed(vec![bed.pod()]).await;
-    let kept = pods.captured["u"].installed.listeners().try_clone().expect("descriptors");
+    let kept =
+        pods.captured["u"].hold.listeners().expect("opened by the agent").try_clone().expect("descriptors");
     drop(pods);
     let mut successor = bed.pods();
     assert!(successor.listed(vec![bed.pod()]).await.is_empty(), "the ports are in use by the proxy");
-    assert_eq!(kinds(&successor.adopt(vec![("u".into(), kept)]).await), ["added"]);
+    assert_eq!(kinds(&successor.adopt(vec![("u".into(), kept)], true).await), ["added"]);
 }
 
 #[tokio::test]
@@ -100,7 +109,7 @@ async fn foreign_sockets_are_not_adopted() {
     assert!(pods.listed(vec![listed]).await.is_empty());
     let own = || std::net::TcpListener::bind("127.0.0.1:0").expect("loopback");
     let forged = Listeners { outbound: own(), plaintext: own(), hbone: own() };
-    assert!(pods.adopt(vec![("u".into(), forged)]).await.is_empty());
+    assert!(pods.adopt(vec![("u".into(), forged)], true).await.is_empty());
     assert!(pods.captured.is_empty());
     drop(taken);
 }
@@ -122,7 +131,8 @@ async fn a_pod_that_changes_is_never_open() {
     pods.listed(vec![bed.pod()]).await;
     let captured = bed.dump().await;
     // As a proxy does: it still holds the listeners while it hears of the change.
-    let _kept = pods.captured["u"].installed.listeners().try_clone().expect("descriptors");
+    let _kept =
+        pods.captured["u"].hold.listeners().expect("opened by the agent").try_clone().expect("descriptors");
     let changed = Pod { service_account: "b".into(), ..bed.pod() };
     assert_eq!(kinds(&pods.listed(vec![changed]).await), ["removed", "added"]);
     assert_eq!(bed.dump().await, captured, "the rules were not touched");
@@ -135,7 +145,8 @@ async fn a_pod_that_leaves_while_its_ports_are_held_is_withdrawn() {
     let mut pods = bed.pods();
     pods.listed(vec![bed.pod()]).await;
     // A proxy that outlives two agents keeps the ports, so that neither captures the pod anew.
-    let _kept = pods.captured["u"].installed.listeners().try_clone().expect("descriptors");
+    let _kept =
+        pods.captured["u"].hold.listeners().expect("opened by the agent").try_clone().expect("descriptors");
     drop(pods);
     let mut second = bed.pods();
     assert!(second.listed(vec![bed.pod()]).await.is_empty(), "the ports are in use");
@@ -156,14 +167,14 @@ async fn a_withdrawal_that_failed_is_tried_again_unless_the_pod_is_wanted_again(
     pods.listed(vec![bed.pod()]).await;
     let captured = bed.dump().await;
     let held = pods.captured.remove("u").expect("it was captured");
-    let due = || Retry { next: Instant::now(), pause: FIRST_PAUSE };
-    pods.leaving.push(Leaving { entry: held.entry(), retry: due() });
+    pods.leaving.push(Leaving { entry: entry(&pods, &held), retry: Retry::now() });
     pods.captured.insert("u".into(), held);
     pods.listed(vec![bed.pod()]).await;
     pods.look().await;
     assert_eq!(bed.dump().await, captured, "wanted again, so nothing is removed");
-    let entry = pods.captured.remove("u").expect("it is captured").entry();
-    pods.leaving.push(Leaving { entry, retry: due() });
+    let held = pods.captured.remove("u").expect("it is captured");
+    let entry = entry(&pods, &held);
+    pods.leaving.push(Leaving { entry, retry: Retry::now() });
     pods.look().await;
     assert_eq!(bed.dump().await, before);
 }
@@ -174,10 +185,89 @@ async fn two_pods_never_share_a_namespace() {
     let mut pods = bed.pods();
     let link = bed.folder.join("link");
     std::os::unix::fs::symlink(&bed.namespace.path, &link).expect("a link");
-    let twin = Pod { uid: "twin".into(), netns: link, ..bed.pod() };
+    let twin = Pod { uid: "twin".into(), netns: link.into(), ..bed.pod() };
     assert_eq!(kinds(&pods.listed(vec![bed.pod(), twin.clone()]).await), ["added"]);
     let captured = bed.dump().await;
     assert_eq!(kinds(&pods.listed(vec![bed.pod()]).await), [""; 0]);
     assert_eq!(bed.dump().await, captured, "the twin that leaves takes nothing with it");
     assert_eq!(kinds(&pods.listed(vec![twin]).await), ["removed", "added"]);
+}
+
+/// Whether somebody listens for the bed's pod, and nobody else could.
+async fn port_in_use(bed: &Bed) -> bool {
+    let bind = || std::net::TcpListener::bind("[::]:15008").is_err();
+    bed.namespace.open().run(bind).await.expect("work in the namespace")
+}
+
+#[tokio::test]
+async fn listeners_of_ones_own_exist_only_while_a_proxy_of_ones_own_does() {
+    let bed = Bed::new("demand");
+    let mut pods = Pods::new(bed.record(), Part::Rules { proxied: false });
+    let before = bed.dump().await;
+    assert_eq!(kinds(&pods.listed(vec![bed.pod()]).await), [""; 0], "no listeners, nothing to tell");
+    let captured = bed.dump().await;
+    assert_ne!(captured, before, "rules are there");
+    assert!(!port_in_use(&bed).await, "the port is the ztunnel's");
+    assert_eq!(kinds(&pods.proxied(true).await), ["added"]);
+    assert!(port_in_use(&bed).await);
+    assert_eq!(pods.snapshot().len(), 1);
+    assert!(pods.proxied(false).await.is_empty());
+    assert!(!port_in_use(&bed).await);
+    assert_eq!(bed.dump().await, captured, "the rules were not touched");
+    pods.listed(Vec::new()).await;
+    assert_eq!(bed.dump().await, before);
+}
+
+#[tokio::test]
+async fn a_ztunnel_that_holds_the_ports_costs_no_pod_its_rules() {
+    let bed = Bed::new("held");
+    let mut pods = Pods::new(bed.record(), Part::Rules { proxied: true });
+    let take = || std::net::TcpListener::bind("[::]:15008").expect("a free port");
+    let ztunnel = bed.namespace.open().run(take).await.expect("work in the namespace");
+    let before = bed.dump().await;
+    assert_eq!(kinds(&pods.listed(vec![bed.pod()]).await), [""; 0]);
+    assert_ne!(bed.dump().await, before, "rules are there");
+    assert!(matches!(pods.roster().get("u"), Some(Known::Captured(_))), "ztunnels are offered it");
+    drop(ztunnel);
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(10);
+    while kinds(&pods.look().await) != ["added"] {
+        assert!(tokio::time::Instant::now() < deadline, "tried again");
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn beneath_istio_cni_no_rule_is_touched() {
+    let bed = Bed::new("beneath");
+    let mut pods = bed.pods();
+    pods.listed(vec![bed.pod()]).await;
+    drop(pods);
+    let foreign = bed.dump().await;
+    let mut pods = Pods::new(bed.record(), Part::Sockets);
+    let descriptor = std::fs::File::open(&bed.namespace.path).expect("it is there");
+    let netns = Place::of_descriptor(descriptor.into()).expect("a namespace");
+    assert_eq!(kinds(&pods.listed(vec![Pod { netns, ..bed.pod() }]).await), ["added"]);
+    assert!(port_in_use(&bed).await);
+    assert_eq!(kinds(&pods.listed(Vec::new()).await), ["removed"]);
+    assert!(!port_in_use(&bed).await);
+    assert_eq!(bed.dump().await, foreign);
+}
+
+#[tokio::test]
+async fn listeners_handed_back_before_the_first_list_are_kept_for_it() {
+    let bed = Bed::new("early");
+    let mut pods = bed.pods();
+    pods.listed(vec![bed.pod()]).await;
+    let kept = || {
+        pods.captured["u"].hold.listeners().expect("opened by the agent").try_clone().expect("descriptors")
+    };
+    let held = vec![("u".to_owned(), kept()), ("stranger".to_owned(), kept())];
+    drop(pods);
+    let mut successor = bed.pods();
+    assert!(successor.adopt(held, false).await.is_empty());
+    assert_eq!(kinds(&successor.listed(vec![bed.pod()]).await), ["added"], "although the ports are in use");
+    assert_eq!(successor.handed_back.len(), 1);
+    successor.forget_handed_back();
+    successor.listed(Vec::new()).await;
+    assert!(!port_in_use(&bed).await, "nothing is held back");
 }

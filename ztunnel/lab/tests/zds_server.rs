@@ -244,7 +244,7 @@ fn a_proxy_of_this_project_may_take_a_turn() {
     let to = SocketAddr::new(lab.pod("b").ipv4(), 7000);
     let served =
         |lab: &Lab| traffic::request(lab.pod("a"), to, b"hello").is_ok_and(|reply| reply == b"hello");
-    assert!(!served(&lab));
+    assert!(wait_until(DEADLINE, || !served(&lab)), "the agent captures the pods");
     lab.start_proxy(NODE).expect("it starts");
     assert!(wait_until(DEADLINE, || served(&lab)), "listeners are opened for it");
     assert!(free_ports(&lab, "a").is_empty());

@@ -8,7 +8,7 @@
 
 mod channel;
 mod credentials;
-mod tls;
+pub mod tls;
 
 use std::path::PathBuf;
 

@@ -48,16 +48,16 @@ impl ServerTls {
 }
 
 /// The name that a certificate carries for a host of a URI, where an IPv6 address stands in brackets.
-pub(super) fn server_name(host: &str) -> Option<ServerName<'static>> {
+pub fn server_name(host: &str) -> Option<ServerName<'static>> {
     let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     ServerName::try_from(bare.to_owned()).ok()
 }
 
-/// The chain must verify and one of two names must match.
+/// The chain must verify and one of two names must match (interop.md section 4.1).
 #[derive(Debug)]
-struct EitherName {
-    chain: Arc<WebPkiServerVerifier>,
-    alternative: Option<ServerName<'static>>,
+pub struct EitherName {
+    pub chain: Arc<WebPkiServerVerifier>,
+    pub alternative: Option<ServerName<'static>>,
 }
 
 impl ServerCertVerifier for EitherName {

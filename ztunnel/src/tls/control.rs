@@ -6,14 +6,14 @@ use std::io;
 use std::sync::Arc;
 
 use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use xds_client::transport::tls::{self, EitherName};
 
 use super::ALPN_H2;
 
@@ -69,57 +69,6 @@ impl fmt::Debug for ControlTls {
     }
 }
 
-/// The chain must verify and one of two names must match.
-#[derive(Debug)]
-struct EitherName {
-    chain: Arc<WebPkiServerVerifier>,
-    alternative: Option<ServerName<'static>>,
-}
-
-impl ServerCertVerifier for EitherName {
-    fn verify_server_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        name: &ServerName<'_>,
-        ocsp: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let verified = self.chain.verify_server_cert(leaf, intermediates, name, ocsp, now);
-        match (&verified, &self.alternative) {
-            (
-                Err(rustls::Error::InvalidCertificate(
-                    CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-                )),
-                Some(alternative),
-            ) => self.chain.verify_server_cert(leaf, intermediates, alternative, ocsp, now),
-            _ => verified,
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.chain.verify_tls12_signature(message, cert, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.chain.verify_tls13_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.chain.supported_verify_schemes()
-    }
-}
-
 fn read_roots(pem: &[u8], origin: &str) -> Result<RootCertStore, Error> {
     let mut roots = RootCertStore::empty();
     let (added, skipped) =
@@ -131,7 +80,5 @@ fn read_roots(pem: &[u8], origin: &str) -> Result<RootCertStore, Error> {
 }
 
 fn server_name(host: &str) -> Result<ServerName<'static>, Error> {
-    // An IPv6 address stands in brackets in a URI.
-    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    ServerName::try_from(bare.to_owned()).map_err(|_| Error::Name(host.to_owned()))
+    tls::server_name(host).ok_or_else(|| Error::Name(host.to_owned()))
 }

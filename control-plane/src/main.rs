@@ -11,6 +11,7 @@ use control_plane::ca::authenticate::{Nodes, Residents};
 use control_plane::ca::server::Access;
 use control_plane::ca::{Ca, Files, Folders};
 use control_plane::mesh::{Planned, View};
+use control_plane::source::kube::{self, Cluster};
 use control_plane::{index, server, status, xds};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -18,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 use ztunnel_model::Identity;
 
-/// Serves the mesh over TLS: delta xDS made of Kubernetes manifests, and Istio's CreateCertificate.
+/// Serves the mesh over TLS: delta xDS made of a Kubernetes cluster or manifests, and Istio's CreateCertificate.
 #[derive(Debug, Parser)]
 #[command(name = "ztunnel-controller", version)]
 struct Args {
@@ -41,8 +42,13 @@ struct Args {
     #[arg(long, env = "CONTROLLER_REVOKED", value_name = "FILE")]
     revoked: Option<PathBuf>,
 
+    /// Follow a Kubernetes cluster through its API: the one whose pod this is, or the one of KUBECONFIG. Of an object that
+    /// stands in a folder of manifests too, the folder's counts.
+    #[arg(long, env = "CONTROLLER_KUBERNETES")]
+    kubernetes: bool,
+
     /// Folder of Kubernetes manifests; may be given several times: of an object that stands in more than one, the last
-    /// folder's counts. Followed while it changes. Without one there is no xDS.
+    /// folder's counts. Followed while it changes. Without one and without --kubernetes there is no xDS.
     #[arg(long, env = "CONTROLLER_MANIFESTS", value_name = "DIR", value_delimiter = ',')]
     manifests: Vec<PathBuf>,
 
@@ -95,6 +101,8 @@ enum Error {
     Ca(#[from] control_plane::ca::running::Error),
     #[error(transparent)]
     Nodes(#[from] control_plane::ca::authenticate::Error),
+    #[error(transparent)]
+    Cluster(#[from] kube::Error),
     #[error("cannot listen on {address}: {source}")]
     Listen { address: SocketAddr, source: std::io::Error },
     #[error("cannot catch signals: {0}")]
@@ -116,8 +124,10 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> Result<(), Error> {
+    // What it would tell of each failed request, the source tells once.
+    let filter = format!("kube_client=off,{}", args.log);
     let filter =
-        EnvFilter::try_new(&args.log).map_err(|source| Error::Log { filter: args.log.clone(), source })?;
+        EnvFilter::try_new(filter).map_err(|source| Error::Log { filter: args.log.clone(), source })?;
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
     let state = args.ca_state_dir.clone().unwrap_or_else(|| args.ca_dir.clone());
     let revoked = args.revoked.clone().unwrap_or_else(|| state.join("revoked.yaml"));
@@ -135,7 +145,7 @@ async fn serve(args: Args, ca: Arc<Ca>, nodes: Arc<Nodes>) -> Result<(), Error> 
     let stop = stop()?;
     let stopped = || stop.clone().cancelled_owned();
     let config = server::Config { hosts: args.hosts, max_ttl: args.max_ttl };
-    let planned = (!args.manifests.is_empty()).then(|| {
+    let planned = (args.kubernetes || !args.manifests.is_empty()).then(|| {
         let index = index::Config {
             trust_domain: args.trust_domain,
             cluster_id: args.cluster_id,
@@ -160,16 +170,18 @@ async fn serve(args: Args, ca: Arc<Ca>, nodes: Arc<Nodes>) -> Result<(), Error> 
     let (access, discovery) = match planned {
         None => (Access::of(nodes), None),
         Some((planned, mesh, service)) => {
-            let folders = args.manifests.clone();
-            let started = tokio::task::spawn_blocking(move || planned.start(&folders)).await;
-            let started = started.expect("invariant: the first reading is not aborted and does not panic");
+            let cluster = if args.kubernetes { Some(Cluster::infer().await?) } else { None };
+            let started = tokio::select! {
+                started = planned.start_with(args.manifests.clone(), cluster) => started,
+                () = stop.cancelled() => return Ok(()),
+            };
             tokio::spawn(started.follow(ca.crl()));
             let residents = Arc::new(Either(mesh, nodes.clone()));
             (Access { authenticate: nodes, residents }, Some(service))
         }
     };
     let serving = tokio::spawn(server::serve(listener, ca, access, discovery, config, stopped()));
-    tracing::info!(%address, ca_dir = %args.ca_dir.display(), manifests = args.manifests.len(), "ready");
+    tracing::info!(%address, ca_dir = %args.ca_dir.display(), kubernetes = args.kubernetes, manifests = args.manifests.len(), "ready");
     serving.await.expect("invariant: the server is neither aborted nor does it panic")?;
     tracing::info!("stopped");
     Ok(())

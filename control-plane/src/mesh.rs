@@ -15,11 +15,14 @@ use crate::index::{Config, Index, PolicyStatus, Residents};
 use crate::object::Change;
 use crate::resource::{self, Changes, Resource};
 use crate::source::file::Mistake;
+use crate::source::kube::Cluster;
 use crate::source::layers::Layers;
 use crate::xds::store::Writer;
 
 /// Name of the only resource of the kind `RevocationList`.
 const REVOCATION_LIST: &str = "default";
+
+const READING: &str = "invariant: the first reading is not aborted and does not panic";
 
 /// The one who changes what the mesh is.
 pub struct Mesh {
@@ -57,7 +60,19 @@ impl Planned {
     /// Reads the folders once and takes over what they say, so that whatever asks afterwards gets the whole. Takes as
     /// long as that: not for a thread that others wait for.
     pub fn start(self, folders: &[PathBuf]) -> Mesh {
-        let (layers, first) = Layers::open(folders);
+        let (layers, first) = Layers::open(folders, None);
+        self.complete(layers, first)
+    }
+
+    /// As `start`, with a cluster beside the folders: waits until it was heard of in whole, however long that takes.
+    pub async fn start_with(self, folders: Vec<PathBuf>, cluster: Option<Cluster>) -> Mesh {
+        let opened = tokio::task::spawn_blocking(move || Layers::open(&folders, cluster)).await;
+        let (mut layers, mut first) = opened.expect(READING);
+        first.extend(layers.complete().await);
+        tokio::task::spawn_blocking(move || self.complete(layers, first)).await.expect(READING)
+    }
+
+    fn complete(self, layers: Layers, first: Vec<Change>) -> Mesh {
         let mut mesh = Mesh { layers, writer: self.writer, view: self.view };
         mesh.apply(first);
         mesh.writer.complete();
@@ -90,7 +105,7 @@ impl Mesh {
             self.writer.apply(differences);
         }
         tracing::info!(objects, set, removed, "applied");
-        // The folders have logged them.
+        // The sources have logged them.
         self.view.0.mistakes.store(Arc::new(self.layers.mistakes().cloned().collect()));
     }
 

@@ -3,12 +3,12 @@
 //! | Path | Answer |
 //! |---|---|
 //! | `/policies` | what became of each policy, why not all of it, and on how many workloads (JSON) |
-//! | `/mistakes` | what is wrong in the manifests, with file, document, line, column and path (JSON) |
+//! | `/mistakes` | what is wrong in the cluster's objects and the manifests, with place, line, column and path (JSON) |
 //! | `/clients` | who is connected over xDS and how it gets on (JSON) |
 //! | `/certificates` | how many are unexpired, and revoked (JSON) |
 //! | `/metrics` | all of it in numbers, for Prometheus: see [`metrics`] |
 //! | `/healthz/live` | 200 as long as the process answers |
-//! | `/healthz/ready` | 200 once the manifests were read and while the CA can sign; else 503 and the reason |
+//! | `/healthz/ready` | 200 once the cluster and the manifests were read and while the CA can sign; else 503 and the reason |
 
 pub mod metrics;
 
@@ -76,7 +76,7 @@ struct Policy {
 #[serde(rename_all = "camelCase")]
 struct Located {
     file: String,
-    /// Counted from 1; 0 is the file itself.
+    /// Counted from 1; 0 is the file itself, or an object of the cluster.
     document: usize,
     line: usize,
     column: usize,
@@ -155,7 +155,7 @@ async fn live() -> &'static str {
 /// What is waited for before anybody is to be sent here.
 async fn ready(State(sources): State<Sources>) -> (StatusCode, String) {
     let index = sources.discovery.as_ref().is_some_and(|one| !one.clients.is_complete());
-    let index = index.then(|| "the manifests are not read yet".to_owned());
+    let index = index.then(|| "the cluster and the manifests are not read yet".to_owned());
     let pending: Vec<String> = index.into_iter().chain(sources.ca.cannot_sign(SystemTime::now())).collect();
     match pending.is_empty() {
         true => (StatusCode::OK, "ready\n".to_owned()),

@@ -66,7 +66,16 @@ fn version_and_help_are_there() {
     );
     let output = controller().arg("--help").output().unwrap();
     let help = String::from_utf8_lossy(&output.stdout).into_owned();
-    for option in ["--listen", "--ca-dir", "--ca-state-dir", "--revoked", "--nodes", "--host", "--max-ttl"] {
+    for option in [
+        "--listen",
+        "--ca-dir",
+        "--ca-state-dir",
+        "--revoked",
+        "--nodes",
+        "--host",
+        "--max-ttl",
+        "--kubernetes",
+    ] {
         assert!(help.contains(option), "{help} lacks {option}");
     }
 }
@@ -134,6 +143,36 @@ fn probes_and_metrics_are_served_with_and_without_manifests() {
         terminate(&child);
         assert!(wait(&mut child).success());
     }
+}
+
+#[test]
+fn a_cluster_that_nobody_names_ends_the_start() {
+    let folder = Folder::new("nowhere", r#"{"nodes":[]}"#);
+    let mut command = folder.controller();
+    let output = command.arg("--kubernetes").env("KUBECONFIG", folder.0.join("none")).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("KUBECONFIG"), "{}", stderr(&output));
+}
+
+#[test]
+fn it_waits_for_a_cluster_that_is_away_and_ends_when_told() {
+    let folder = Folder::new("away", r#"{"nodes":[]}"#);
+    let config = folder.0.join("kubeconfig");
+    // Nobody listens on the first port.
+    let text = "apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters: [{name: c, cluster: {server: 'http://127.0.0.1:1'}}]\n\
+                users: [{name: u, user: {}}]\ncontexts: [{name: c, context: {cluster: c, user: u}}]\n";
+    std::fs::write(&config, text).unwrap();
+    let mut command = folder.controller();
+    command.args(["--kubernetes", "--status-listen", "127.0.0.1:0"]).env("KUBECONFIG", &config);
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let serving = lines.find(|line| line.contains("serving the status")).expect("it serves");
+    let address = serving.rsplit("status_address=").next().unwrap().trim().to_owned();
+    lines.find(|line| line.contains("the API server is not heard")).expect("it tells");
+    assert!(get(&address, "/healthz/ready").starts_with("HTTP/1.1 503 "));
+    assert!(get(&address, "/healthz/live").starts_with("HTTP/1.1 200 "));
+    terminate(&child);
+    assert!(wait(&mut child).success());
 }
 
 fn get(address: &str, path: &str) -> String {

@@ -249,7 +249,10 @@ async fn ready_after_the_manifests_are_read() {
     let address = start(Sources { ca, discovery }).await;
     assert!(get(address, "/healthz/live").await.0.starts_with("HTTP/1.1 200 "));
     let (head, body) = get(address, "/healthz/ready").await;
-    assert!(head.starts_with("HTTP/1.1 503 ") && body.contains("manifests are not read"), "{head} {body}");
+    assert!(
+        head.starts_with("HTTP/1.1 503 ") && body.contains("manifests are not read yet"),
+        "{head} {body}"
+    );
     assert_eq!(get(address, "/policies").await.1, "[]");
     let _mesh = planned.start(std::slice::from_ref(&folder.0));
     assert_eq!(get(address, "/healthz/ready").await.1, "ready\n");

@@ -64,10 +64,11 @@ impl Unread {
     /// Where it stands, what is wrong with it, and what comes of it.
     pub(super) fn reason(&self, consequence: &str) -> Reason {
         let at = &self.at;
-        let text = format!(
-            "{}; {consequence} ({}:{}:{}, document {})",
-            at.reason, at.file, at.line, at.column, self.document
-        );
+        let place = match self.document {
+            0 => at.file.clone(),
+            document => format!("{}:{}:{}, document {document}", at.file, at.line, at.column),
+        };
+        let text = format!("{}; {consequence} ({place})", at.reason);
         let field = if at.path.is_empty() { "spec" } else { &at.path };
         Reason { field: field.to_owned(), text }
     }

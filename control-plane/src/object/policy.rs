@@ -15,7 +15,7 @@ use super::{Labels, Name};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unread {
     pub part: Part,
-    /// Counted from 1.
+    /// Counted from 1; 0 if it stands in no file.
     pub document: usize,
     pub at: Mistake,
 }

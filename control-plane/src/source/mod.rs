@@ -1,4 +1,5 @@
 //! Where objects come from. A source fills `object` and knows nothing of the index.
 
 pub mod file;
+pub mod kube;
 pub mod layers;

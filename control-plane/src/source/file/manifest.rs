@@ -8,7 +8,7 @@ use crate::object::{Key, Kind, Name, Object};
 
 /// What a document that is read here says.
 #[derive(Clone, Debug)]
-pub(super) struct Manifest {
+pub(in crate::source) struct Manifest {
     /// `None` if it does not even say what it describes.
     pub key: Option<Key>,
     /// With mistakes: a policy, as far as it can be held to on the safe side.

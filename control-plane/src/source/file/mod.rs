@@ -39,7 +39,7 @@ use inotify::{EventStream, Inotify, WatchMask, Watches};
 use tokio::time::{Instant, timeout};
 use ztunnel_model::codec::located::{self, Document};
 
-use self::manifest::Manifest;
+pub(in crate::source) use self::manifest::Manifest;
 use self::walk::{Contents, walk};
 use crate::object::{Change, Key, Object};
 
@@ -50,7 +50,8 @@ const LONGEST_UNREST: Duration = Duration::from_millis(200);
 /// Looked at besides the notifications: they can be lost, and links can lead out of the folder.
 const PERIOD: Duration = Duration::from_secs(5);
 
-/// A mistake in the folder, and which document of the file makes it, counted from 1; 0 is the file itself.
+/// A mistake, and which document of the file makes it, counted from 1; 0 is the file itself, or an object that stands in
+/// none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mistake {
     pub document: usize,
@@ -97,10 +98,10 @@ struct Held {
 impl fmt::Display for Mistake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let located::Mistake { file, line, column, path, reason } = &self.at;
-        if self.document == 0 {
-            return write!(f, "{file}: {reason}");
+        match self.document {
+            0 => write!(f, "{file}: ")?,
+            document => write!(f, "{file}:{line}:{column}: document {document}: ")?,
         }
-        write!(f, "{file}:{line}:{column}: document {}: ", self.document)?;
         if !path.is_empty() {
             write!(f, "{path}: ")?;
         }
@@ -283,6 +284,21 @@ fn parse(text: &str, path: &Path) -> Vec<(usize, Manifest)> {
         manifests.into_iter().map(move |manifest| (index + 1, manifest))
     });
     manifests.collect()
+}
+
+/// An object that stands in no file. Lines and columns of its mistakes would say nothing.
+pub(in crate::source) fn read_json(text: &str, origin: &str) -> Manifest {
+    let placeless = |at: &mut located::Mistake| (at.line, at.column) = (0, 0);
+    let read = Document::parse(text, origin).map(|document| manifest::read(&document.root()).pop());
+    let mut manifest = match read {
+        Ok(Some(manifest)) => manifest,
+        Ok(None) => Manifest { key: None, object: None, line: 0, mistakes: Vec::new() },
+        Err(mistake) => Manifest { key: None, object: None, line: 0, mistakes: vec![mistake] },
+    };
+    manifest.mistakes.iter_mut().for_each(placeless);
+    let unread = manifest.object.iter_mut().flat_map(|object| object.unread_mut());
+    unread.for_each(|unread| placeless(&mut unread.at));
+    manifest
 }
 
 fn whole(path: &Path, reason: &str) -> Mistake {

@@ -105,10 +105,10 @@ impl Mistake {
 impl std::fmt::Display for Mistake {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { file, document, line, column, path, reason, .. } = self;
-        if *document == 0 {
-            return write!(f, "{file}: {reason}");
+        match document {
+            0 => write!(f, "{file}: ")?,
+            document => write!(f, "{file}:{line}:{column}: document {document}: ")?,
         }
-        write!(f, "{file}:{line}:{column}: document {document}: ")?;
         if !path.is_empty() {
             write!(f, "{path}: ")?;
         }

@@ -167,3 +167,12 @@ fn mistakes_are_those_of_policies_and_of_what_may_be_one() {
     assert_eq!(told, [1, 2, 5].map(|line| format!("p.yaml:{line}:3: document 2: spec.x: unknown")));
     assert!(table(&report).is_empty(), "policies of other namespaces are not shown");
 }
+
+#[test]
+fn a_mistake_of_an_object_of_the_cluster_has_no_line() {
+    let mut mistake = mistake(0, json!({"kind": "AuthorizationPolicy", "namespace": "shop", "name": "p"}));
+    mistake["file"] = json!("Kubernetes: AuthorizationPolicy shop/p");
+    mistake["document"] = json!(0);
+    let report = report(Ok(controller(json!([]), json!([mistake]))), &[], |_| true);
+    assert_eq!(report.mistakes()[0].to_string(), "Kubernetes: AuthorizationPolicy shop/p: spec.x: unknown");
+}

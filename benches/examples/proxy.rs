@@ -44,7 +44,7 @@ fn main() {
     let mut lab = Lab::for_test(&Mesh::new().pod("node1", "front/web").pod("node2", "shop/cart"), &[]);
     let (mut writer, store) = xds::store();
     let folders = [lab.manifests().to_owned(), parent(lab.added_manifests())];
-    writer.apply(Index::new(index::Config::default()).apply(Layers::open(&folders).1));
+    writer.apply(Index::new(index::Config::default()).apply(Layers::open(&folders, None).1));
     let generated =
         (0..services).map(service).chain((0..workloads).map(|index| workload(index, services, 1)));
     writer.apply(Changes { set: generated.collect(), removed: Vec::new() });

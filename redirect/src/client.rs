@@ -71,6 +71,9 @@ pub enum Event {
     SnapshotSent,
     /// Answers one refill; may hold fewer sockets than asked for, or none, and may come after the pod's removal.
     Sockets { uid: String, sockets: Vec<OwnedFd> },
+    /// No more connections of this pod are captured; to be answered with [`Handle::drained`] when none is left. PodAdded takes
+    /// it back.
+    PodLeaving { uid: String },
     /// Everything of this pod must be closed, so that its namespace can go.
     PodRemoved { uid: String },
 }
@@ -140,6 +143,11 @@ impl Handle {
         let reason: String = reason.chars().take(MAX_REASON / 4).collect();
         self.outbox.put(uid, |waiting| waiting.report = Some(Report::Failed(reason)));
     }
+
+    /// Tells the agent that a pod which leaves has no connection here.
+    pub fn drained(&self, uid: &str) {
+        self.outbox.put(uid, |waiting| waiting.report = Some(Report::Drained));
+    }
 }
 
 fn open(path: &Path) -> std::io::Result<Connection> {
@@ -193,6 +201,7 @@ fn event(message: proto::ToProxy, descriptors: Vec<OwnedFd>) -> Result<Event, Er
         _ if !descriptors.is_empty() => Err(Error::Protocol("descriptors with a message that has none")),
         to_proxy::Message::SnapshotSent(_) => Ok(Event::SnapshotSent),
         to_proxy::Message::PodRemoved(removed) => Ok(Event::PodRemoved { uid: removed.uid }),
+        to_proxy::Message::PodLeaving(leaving) => Ok(Event::PodLeaving { uid: leaving.uid }),
         to_proxy::Message::Refused(refused) => Err(Error::Refused(refused.reason)),
         to_proxy::Message::Welcome(_) => Err(Error::Protocol("a second Welcome")),
     }
@@ -247,6 +256,7 @@ struct Waiting {
 enum Report {
     Ready,
     Failed(String),
+    Drained,
 }
 
 impl Outbox {
@@ -282,6 +292,7 @@ impl Outbox {
             Some(Report::Failed(reason)) => {
                 to_agent::Message::PodFailed(proto::PodFailed { uid: uid.clone(), reason })
             }
+            Some(Report::Drained) => to_agent::Message::PodDrained(proto::PodDrained { uid: uid.clone() }),
             None => {
                 let count = waiting.refill.min(u32::try_from(MAX_DESCRIPTORS).unwrap_or(u32::MAX));
                 waiting.refill -= count;

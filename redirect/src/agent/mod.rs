@@ -6,6 +6,8 @@
 //!    └──────────┘ with back-off
 //! ```
 //!
+//! A pod that is no longer listed and lives on is withdrawn once its connections have ended (`pods::leave`).
+//!
 //! A proxy that joins hears of the end of the snapshot after the first whole list: until then nobody can tell which of its
 //! pods are still wanted, and it goes on serving what it holds.
 //!
@@ -173,8 +175,10 @@ impl Agent {
     async fn said(&mut self, message: Incoming) {
         match message {
             Incoming::Joined { proxy, held, queue } => self.welcome(proxy, held, queue).await,
+            Incoming::Drained { proxy, uid } => self.pods.drained(proxy, &uid),
             Incoming::Left { proxy } => {
                 self.proxies.remove(&proxy);
+                self.pods.left(proxy);
                 self.serving.left(proxy);
             }
             Incoming::Refill { proxy, uid, count } => {
@@ -226,6 +230,7 @@ impl Agent {
         held: Vec<(String, Listeners)>,
         queue: mpsc::Sender<Outgoing>,
     ) {
+        self.pods.joined(proxy);
         let changes = self.pods.adopt(held, self.known).await;
         self.announce(changes);
         let end = self.known.then(snapshot_sent);

@@ -1,15 +1,16 @@
 //! The pods of the agent and what happens to each.
 
 mod hold;
+mod leave;
 mod on_demand;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::Change;
 use super::record::{Entry, Record};
-use crate::broker::server::Outgoing;
+use crate::broker::server::{Outgoing, ProxyId};
 use crate::broker::wire::proto::{self, to_proxy};
 use crate::netns::{self, Ident, Netns, Place};
 use crate::retry::Retry;
@@ -19,6 +20,7 @@ use crate::source::Pod;
 use crate::zds::server::{Entry as Known, Roster, Workload};
 use hold::Hold;
 pub(super) use hold::Part;
+use leave::Leave;
 
 /// More pods than a node can have.
 const MOST_HANDED_BACK: usize = 4096;
@@ -46,6 +48,8 @@ pub(super) struct Pods {
     part: Part,
     /// Listeners that proxies handed back before it was known which pods are wanted.
     handed_back: HashMap<String, Listeners>,
+    /// Those that are connected.
+    proxies: HashSet<ProxyId>,
 }
 
 struct Captured {
@@ -54,6 +58,8 @@ struct Captured {
     hold: Hold,
     /// When opening its listeners failed.
     opening: Option<Retry>,
+    /// No longer wanted, and some of its connections are still open.
+    leaving: Option<Leave>,
 }
 
 struct Pending {
@@ -76,6 +82,7 @@ impl Pods {
             record,
             part,
             handed_back: HashMap::new(),
+            proxies: HashSet::new(),
         }
     }
 
@@ -84,21 +91,30 @@ impl Pods {
         let mut changes = Vec::new();
         let wanted: HashMap<&str, &Pod> = listed.iter().map(|pod| (pod.uid.as_str(), pod)).collect();
         self.pending.retain(|uid, pending| wanted.get(uid.as_str()).is_some_and(|now| **now == pending.pod));
-        let stale: Vec<String> = self
-            .captured
-            .iter()
-            .filter(|(uid, held)| wanted.get(uid.as_str()).is_none_or(|pod| **pod != held.pod))
-            .map(|(uid, _)| uid.clone())
-            .collect();
         let mut dropped = Vec::new();
-        for uid in stale {
+        for uid in self.uids(|uid, held| held.leaving.is_none() && !wanted.contains_key(uid)) {
+            let Some(held) = self.captured.remove(&uid) else { continue };
+            match self.leave(held).await {
+                Ok(change) => changes.push(change),
+                Err(held) => {
+                    changes.push(removed(uid));
+                    dropped.push(held);
+                }
+            }
+        }
+        for uid in self.uids(|uid, held| held.leaving.is_some() && wanted.contains_key(uid)) {
+            changes.extend(self.rejoin(wanted[uid.as_str()].clone()).await);
+        }
+        for uid in self.uids(|uid, held| wanted.get(uid).is_some_and(|pod| **pod != held.pod)) {
             let Some(held) = self.captured.remove(&uid) else { continue };
             changes.push(removed(uid.clone()));
-            match wanted.get(uid.as_str()).filter(|now| now.netns == held.pod.netns) {
+            let now = wanted[uid.as_str()];
+            if now.netns == held.pod.netns {
                 // Rules and listeners stay, or the pod would be open while it is captured anew; the proxies begin
                 // again with what the pod is now.
-                Some(&now) => changes.extend(self.keep(now.clone(), held.ident, held.hold)),
-                None => dropped.push(held),
+                changes.extend(self.keep(now.clone(), held.ident, held.hold));
+            } else {
+                dropped.push(held);
             }
         }
         // Whatever may have rules and is not wanted, captured by this agent or by an earlier one.
@@ -107,7 +123,13 @@ impl Pods {
         };
         self.leaving.retain(|leaving| !wanted_there(&leaving.entry));
         let recorded = self.record.entries().iter().filter(|_| self.part != Part::Sockets);
-        let unwanted: Vec<Entry> = recorded.filter(|entry| !wanted_there(entry)).cloned().collect();
+        let is_leaving = |entry: &Entry| {
+            self.captured
+                .get(&entry.uid)
+                .is_some_and(|held| held.leaving.is_some() && held.ident == entry.ident)
+        };
+        let unwanted = recorded.filter(|entry| !wanted_there(entry) && !is_leaving(entry));
+        let unwanted: Vec<Entry> = unwanted.cloned().collect();
         for entry in unwanted {
             if !self.leaving.iter().any(|leaving| leaving.entry == entry) {
                 self.withdraw(entry, None).await;
@@ -128,19 +150,20 @@ impl Pods {
     pub(super) async fn look(&mut self) -> Vec<Change> {
         let mut changes = Vec::new();
         let gone = |held: &Captured| held.pod.netns.ident().ok() != Some(held.ident);
-        let lost: Vec<String> =
-            self.captured.iter().filter(|(_, held)| gone(held)).map(|(uid, _)| uid.clone()).collect();
-        for uid in lost {
+        for uid in self.uids(|_, held| gone(held)) {
             if let Some(held) = self.captured.remove(&uid) {
                 tracing::info!(pod = uid, "the pod's namespace is gone");
                 if let Some(entry) = self.entry(&held.pod, held.ident) {
                     self.record.remove(&entry);
                 }
-                let (retry, reason) = (Retry::after(None), "the pod's namespace is gone".to_owned());
-                self.pending.insert(uid.clone(), Pending { pod: held.pod, retry, reason });
+                if held.leaving.is_none() {
+                    let (retry, reason) = (Retry::after(None), "the pod's namespace is gone".to_owned());
+                    self.pending.insert(uid.clone(), Pending { pod: held.pod, retry, reason });
+                }
                 changes.push(removed(uid));
             }
         }
+        changes.extend(self.finish_leaving().await);
         for leaving in self.leaving.extract_if(.., |leaving| leaving.retry.is_due()).collect::<Vec<_>>() {
             self.withdraw(leaving.entry, Some(leaving.retry)).await;
         }
@@ -193,19 +216,21 @@ impl Pods {
 
     /// Every pod that a new proxy must serve.
     pub(super) fn snapshot(&self) -> Vec<Outgoing> {
-        self.captured
-            .values()
-            .filter_map(|held| {
-                added(&held.pod, held.hold.listeners()?)
-                    .inspect_err(|error| tracing::error!(pod = held.pod.uid, %error, "pod not told"))
-                    .ok()
-            })
-            .collect()
+        let told = |held: &Captured| -> Option<std::io::Result<Vec<Outgoing>>> {
+            let added = added(&held.pod, held.hold.listeners()?);
+            let leaves = held.leaving.as_ref().map(|_| (leave::announcement(held.pod.uid.clone()).message)());
+            Some(std::iter::once(added).chain(leaves).collect())
+        };
+        let said = self.captured.values().filter_map(|held| {
+            told(held)?.inspect_err(|error| tracing::error!(pod = held.pod.uid, %error, "pod not told")).ok()
+        });
+        said.flatten().collect()
     }
 
     /// What stock ztunnels must know.
     pub(super) fn roster(&self) -> Roster {
-        let captured = self.captured.values().map(|Captured { pod, ident, .. }| {
+        let captured = self.captured.values().filter(|held| held.leaving.is_none());
+        let captured = captured.map(|Captured { pod, ident, .. }| {
             let workload = Workload {
                 name: pod.name.clone(),
                 namespace: pod.namespace.clone(),
@@ -237,13 +262,23 @@ impl Pods {
                 self.keep(pod, ident, hold)
             }
             Err(error) => {
-                let retry = Retry::after(failed);
-                tracing::warn!(pod = pod.uid, %error, retry_ms = retry.wait().as_millis(), "pod not captured");
-                let reason = error.to_string();
-                self.pending.insert(pod.uid.clone(), Pending { pod, retry, reason });
+                self.wait(pod, &error, failed);
                 None
             }
         }
+    }
+
+    /// Tries a pod again later. `failed` is the last attempt, if there was one.
+    fn wait(&mut self, pod: Pod, error: &Error, failed: Option<Retry>) {
+        let retry = Retry::after(failed);
+        tracing::warn!(pod = pod.uid, %error, retry_ms = retry.wait().as_millis(), "pod not captured");
+        let reason = error.to_string();
+        self.pending.insert(pod.uid.clone(), Pending { pod, retry, reason });
+    }
+
+    fn uids(&self, is_meant: impl Fn(&str, &Captured) -> bool) -> Vec<String> {
+        let meant = self.captured.iter().filter(|(uid, held)| is_meant(uid, held));
+        meant.map(|(uid, _)| uid.clone()).collect()
     }
 
     /// The straight line: namespace, record, listeners, ports, rules; without listeners where a ztunnel opens them.
@@ -312,7 +347,7 @@ impl Pods {
 
     fn keep(&mut self, pod: Pod, ident: Ident, hold: Hold) -> Option<Change> {
         let (told, copy) = (pod.clone(), hold.listeners().map(Listeners::try_clone));
-        self.captured.insert(pod.uid.clone(), Captured { pod, ident, hold, opening: None });
+        self.captured.insert(pod.uid.clone(), Captured { pod, ident, hold, opening: None, leaving: None });
         match copy? {
             Ok(listeners) => {
                 Some(Change { uid: told.uid.clone(), message: Box::new(move || added(&told, &listeners)) })
@@ -342,11 +377,13 @@ fn added(pod: &Pod, listeners: &Listeners) -> std::io::Result<Outgoing> {
 }
 
 fn removed(uid: String) -> Change {
+    change(uid, |uid| to_proxy::Message::PodRemoved(proto::PodRemoved { uid }))
+}
+
+/// One without descriptors.
+fn change(uid: String, message: fn(String) -> to_proxy::Message) -> Change {
     let told = uid.clone();
-    let message = move || {
-        let message = to_proxy::Message::PodRemoved(proto::PodRemoved { uid: told.clone() });
-        Ok(Outgoing { message, descriptors: Vec::new() })
-    };
+    let message = move || Ok(Outgoing { message: message(told.clone()), descriptors: Vec::new() });
     Change { uid, message: Box::new(message) }
 }
 

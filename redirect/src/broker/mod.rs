@@ -11,6 +11,8 @@
 //!   ◀─────────────────────── Sockets{uid} + fds
 //!   PodReady / PodFailed ───────────────▶  for the log
 //!   ◀──────────────────────── PodAdded, PodRemoved as pods come and go
+//!   ◀──────────────────────── PodLeaving: the pod lives on, and is no longer captured
+//!   PodDrained ─────────────────────────▶  none of its connections is left
 //! ```
 //!
 //! Whatever is wrong with one connection (another user, an unknown version, a truncated or undecodable packet, a queue

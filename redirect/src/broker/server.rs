@@ -38,6 +38,7 @@ pub enum Incoming {
     Refill { proxy: ProxyId, uid: String, count: u32 },
     Ready { proxy: ProxyId, uid: String },
     Failed { proxy: ProxyId, uid: String, reason: String },
+    Drained { proxy: ProxyId, uid: String },
     Left { proxy: ProxyId },
 }
 
@@ -184,6 +185,7 @@ async fn read(proxy: ProxyId, connection: &Connection, incoming: &mpsc::Sender<I
             Some(to_agent::Message::PodFailed(failed)) => {
                 Incoming::Failed { proxy, uid: failed.uid, reason: failed.reason }
             }
+            Some(to_agent::Message::PodDrained(drained)) => Incoming::Drained { proxy, uid: drained.uid },
             Some(to_agent::Message::Hello(_) | to_agent::Message::Held(_)) | None => {
                 return Refused::Unexpected;
             }

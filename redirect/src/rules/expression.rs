@@ -23,6 +23,10 @@ const PAYLOAD_TRANSPORT: u32 = 2;
 const NFPROTO_IPV4: u8 = 2;
 const NFPROTO_IPV6: u8 = 10;
 const IPPROTO_TCP: u8 = 6;
+const TCP_FIN: u8 = 1;
+const TCP_SYN: u8 = 2;
+const TCP_RST: u8 = 4;
+const TCP_ACK: u8 = 16;
 const IP_CT_DIR_REPLY: u8 = 1;
 const NF_ACCEPT: u32 = 1;
 /// The loopback device has this index in every namespace.
@@ -81,6 +85,13 @@ impl Expressions {
     /// Only after [`tcp`](Self::tcp).
     pub fn destination_port(self, comparison: Comparison, port: u16) -> Self {
         self.load_payload(PAYLOAD_TRANSPORT, 2, 2).compare(comparison, &port.to_be_bytes())
+    }
+
+    /// The first packet of a connection. Only after [`tcp`](Self::tcp).
+    pub fn begins(self) -> Self {
+        self.load_payload(PAYLOAD_TRANSPORT, 13, 1)
+            .masked(&[TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN])
+            .compare(Comparison::Equal, &[TCP_SYN])
     }
 
     pub fn leaves_by_loopback(self) -> Self {
@@ -143,10 +154,19 @@ impl Expressions {
         self.add("cmp", operands.nested(3, &plain(value)))
     }
 
+    fn masked(self, mask: &[u8]) -> Self {
+        self.bits(mask, &vec![0; mask.len()])
+    }
+
     fn bitwise(self, mask: u32, xor: u32) -> Self {
-        let operands = Attributes::new().big_endian(1, REGISTER).big_endian(2, REGISTER).big_endian(3, 4);
-        let operands = operands.nested(4, &plain(&mask.to_ne_bytes())).nested(5, &plain(&xor.to_ne_bytes()));
-        self.add("bitwise", operands)
+        self.bits(&mask.to_ne_bytes(), &xor.to_ne_bytes())
+    }
+
+    fn bits(self, mask: &[u8], xor: &[u8]) -> Self {
+        let length = u32::try_from(mask.len()).expect("invariant: a register holds few bytes");
+        let operands =
+            Attributes::new().big_endian(1, REGISTER).big_endian(2, REGISTER).big_endian(3, length);
+        self.add("bitwise", operands.nested(4, &plain(mask)).nested(5, &plain(xor)))
     }
 
     fn immediate(self, value: &[u8]) -> Self {

@@ -159,6 +159,39 @@ impl Installed {
     pub fn close(self) -> Closed {
         Closed { _made_here: () }
     }
+
+    pub fn released(self, _: NoCapture) -> Released {
+        Released { ports: self.ports }
+    }
+}
+
+/// The rules of a namespace were seen to capture nothing more.
+#[derive(Debug)]
+pub struct NoCapture {
+    _made_here: (),
+}
+
+/// Captures no new connection in the namespace of the calling thread; those that were captured go on.
+pub fn release() -> Result<NoCapture, Error> {
+    nftables::release()?;
+    Ok(NoCapture { _made_here: () })
+}
+
+/// Nothing is captured any more, and connections that were are still open.
+#[derive(Debug)]
+pub struct Released {
+    ports: Ports,
+}
+
+impl Released {
+    pub fn listeners(&self) -> &Listeners {
+        self.ports.listeners()
+    }
+
+    /// Captures again in the namespace of the calling thread.
+    pub fn capture(self) -> Result<Installed, Error> {
+        Installed::install(self.ports)
+    }
 }
 
 /// Removes rules and routing from the namespace of the calling thread, also those that an earlier agent left.

@@ -12,6 +12,12 @@
 //!                     proxy's socket although its destination is the address of the real client
 //! ```
 //!
+//! Only the first packet of a connection is captured, by its SYN: to connection tracking, which begins with these rules,
+//! every connection that the pod has open then is new, and redirecting it would end it. They stay as they are until closed.
+//!
+//! A pod that leaves keeps all but the capture for as long as it has connections that were captured: it is by these chains
+//! that their addresses are translated.
+//!
 //! One atomic batch makes the table anew, so there is no moment without rules when they are installed again.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -33,6 +39,9 @@ pub const TABLE: &str = "ztunnel";
 const PROBE_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 7, 127);
 const PROBE_V6: Ipv6Addr = Ipv6Addr::new(0xfd16, 0x9254, 0x7127, 0x1337, 0xffff, 0xffff, 0xffff, 0xffff);
 
+/// How the names of the rules begin that capture.
+const CAPTURE: &str = "capture of";
+
 const HOOK_PREROUTING: u32 = 0;
 const HOOK_OUTPUT: u32 = 3;
 const PRIORITY_DSTNAT: i32 = -100;
@@ -43,10 +52,20 @@ const FAMILY_INET: u8 = libc::NFPROTO_INET as u8;
 
 /// Puts the table into the namespace of the calling thread, in place of what it held before.
 pub fn install() -> Result<(), Error> {
+    put(|_| true)
+}
+
+/// As [`install`], with nothing captured any more.
+pub fn release() -> Result<(), Error> {
+    put(|rule| !rule.starts_with(CAPTURE))
+}
+
+fn put(wanted: impl Fn(&str) -> bool) -> Result<(), Error> {
     let mut batch = vec![add_table(), delete_table(), add_table()];
     for (name, kind, hook, priority, rules) in chains() {
         batch.push(add_chain(name, kind, hook, priority));
-        batch.extend(rules.into_iter().map(|(subject, rule)| add_rule(name, subject, &rule)));
+        let rules = rules.into_iter().filter(|(subject, _)| wanted(subject));
+        batch.extend(rules.map(|(subject, rule)| add_rule(name, subject, &rule)));
     }
     commit(batch)
 }
@@ -97,6 +116,7 @@ fn prerouting() -> Rules {
             "capture of what arrives",
             rule()
                 .tcp()
+                .begins()
                 .destination_port(NotEqual, HBONE_PORT)
                 .packet_mark(NotEqual, PACKET_MARK, MARK_MASK)
                 .redirect(PLAINTEXT_PORT),
@@ -121,7 +141,7 @@ fn output() -> Rules {
         ("the pod to itself", rule().leaves_by_loopback().accept()),
         (
             "capture of what leaves",
-            rule().tcp().packet_mark(NotEqual, PACKET_MARK, MARK_MASK).redirect(OUTBOUND_PORT),
+            rule().tcp().begins().packet_mark(NotEqual, PACKET_MARK, MARK_MASK).redirect(OUTBOUND_PORT),
         ),
     ]
 }

@@ -22,6 +22,10 @@ use crate::net::listen::same_socket;
 use crate::proxy::{Live, PodFacts, PodProxy, Shared};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// How often it is looked whether pods that leave have connections left.
+const LOOK: Duration = Duration::from_millis(250);
+/// A pod without a connection for so long has none in the queues of its listeners either.
+const QUIET: Duration = Duration::from_secs(2);
 const LAST_PAUSE: Duration = Duration::from_secs(5);
 
 /// What a worker holds: its share of every pod.
@@ -51,6 +55,10 @@ struct Enrolled {
     stop: CancellationToken,
     /// Which worker gets the next sockets, in the order of asking.
     asked: VecDeque<(usize, u32)>,
+    /// Its connections on every worker.
+    live: Vec<Live>,
+    /// Since when it has been leaving without a connection; the outer is none while it stays.
+    leaving: Option<Option<Instant>>,
 }
 
 struct Pending {
@@ -126,8 +134,11 @@ impl Manager {
         let agent = client.handle();
         let mut named = HashSet::new();
         let demands = self.demands.clone();
+        let mut look = Instant::now();
         loop {
             let next = self.pending.values().map(|pending| pending.due).min();
+            let leaving = self.pods.values().any(|pod| pod.leaving.is_some());
+            let next = next.into_iter().chain(leaving.then_some(look)).min();
             tokio::select! {
                 event = client.next() => match event {
                     Ok(Event::PodAdded(pod)) => {
@@ -146,6 +157,7 @@ impl Manager {
                         }
                     }
                     Ok(Event::Sockets { uid, sockets }) => self.share_out(&uid, sockets).await,
+                    Ok(Event::PodLeaving { uid }) => self.leave(&uid, &agent),
                     Ok(Event::PodRemoved { uid }) => self.remove(&uid).await,
                     Err(error) => return error,
                 },
@@ -157,7 +169,13 @@ impl Manager {
                         }
                     }
                 }
-                () = until(next) => self.try_again(&agent).await,
+                () = until(next) => {
+                    if look <= Instant::now() {
+                        self.drained(&agent);
+                        look = Instant::now() + LOOK;
+                    }
+                    self.try_again(&agent).await;
+                }
             }
         }
     }
@@ -178,6 +196,33 @@ impl Manager {
         self.count();
     }
 
+    /// The agent captures no more of its connections; it is told when those that there are have ended.
+    fn leave(&mut self, uid: &str, agent: &Agent) {
+        match self.pods.get_mut(uid) {
+            Some(pod) => {
+                tracing::info!(pod = uid, "pod leaves the mesh; its connections go on");
+                pod.leaving = Some(None);
+            }
+            None => agent.drained(uid),
+        }
+    }
+
+    fn drained(&mut self, agent: &Agent) {
+        let now = Instant::now();
+        for (uid, pod) in &mut self.pods {
+            let Some(quiet) = &mut pod.leaving else { continue };
+            match *quiet {
+                _ if !pod.live.iter().all(Live::is_empty) => *quiet = None,
+                None => *quiet = Some(now),
+                Some(since) if now - since >= QUIET => {
+                    agent.drained(uid);
+                    *quiet = Some(now);
+                }
+                Some(_) => {}
+            }
+        }
+    }
+
     async fn try_again(&mut self, agent: &Agent) {
         let now = Instant::now();
         let due = |(uid, pending): (&String, &Pending)| (pending.due <= now).then(|| uid.clone());
@@ -194,6 +239,7 @@ impl Manager {
         let listeners =
             duplicate(&pod.listeners).map_err(|source| Error::Listeners { pod: uid.clone(), source })?;
         if let Some(known) = self.pods.get_mut(uid) {
+            known.leaving = None;
             if same_socket(&known.listeners.hbone, &listeners.hbone) {
                 return Ok(());
             }
@@ -211,11 +257,21 @@ impl Manager {
         });
         let stop = CancellationToken::new();
         // Known before the workers start, because they ask for sockets at once.
-        self.pods.insert(uid.clone(), Enrolled { listeners, stop: stop.clone(), asked: VecDeque::new() });
+        let enrolled = Enrolled {
+            listeners,
+            stop: stop.clone(),
+            asked: VecDeque::new(),
+            live: Vec::new(),
+            leaving: None,
+        };
+        self.pods.insert(uid.clone(), enrolled);
         match self.start(pod, &facts, &stop).await {
             Ok(live) => {
                 tracing::info!(pod = %uid, namespace = %facts.namespace, name = %facts.name, identity = %facts.identity, "pod added");
                 self.shared.metrics.pods_started.inc();
+                if let Some(enrolled) = self.pods.get_mut(uid) {
+                    enrolled.live.clone_from(&live);
+                }
                 self.view.show(uid, shown(pod, Some(live)));
                 Ok(())
             }

@@ -56,6 +56,10 @@ impl Live {
         self.register().connections.values().cloned().collect()
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.register().connections.is_empty()
+    }
+
     /// Every change is complete before the lock is released, so a panic elsewhere leaves nothing half-done.
     fn register(&self) -> MutexGuard<'_, Register> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)

@@ -1,6 +1,6 @@
 //! What this agent holds of a pod that is captured.
 
-use crate::rules::{Closed, Installed, Ports};
+use crate::rules::{Closed, Installed, Ports, Released};
 use crate::sockets::Listeners;
 
 /// What of a pod's capture is this agent's.
@@ -23,6 +23,8 @@ pub(in crate::agent) enum Hold {
     Rules(Closed),
     /// Listeners alone; istio-cni writes the rules.
     Sockets(Ports),
+    /// The pod leaves: the rules capture nothing more, the listeners serve what was captured.
+    Released(Released),
 }
 
 impl Hold {
@@ -30,6 +32,7 @@ impl Hold {
         match self {
             Self::Both(installed) => Some(installed.listeners()),
             Self::Sockets(ports) => Some(ports.listeners()),
+            Self::Released(released) => Some(released.listeners()),
             Self::Rules(_) => None,
         }
     }
@@ -40,6 +43,7 @@ impl Hold {
             // The new listeners take the place of the old ones.
             Self::Both(installed) => Self::Both(installed.close().open(ports)),
             Self::Sockets(_) => Self::Sockets(ports),
+            Self::Released(released) => Self::Released(released),
         }
     }
 

@@ -55,6 +55,7 @@ fn kinds(changes: &[Change]) -> Vec<&'static str> {
     let kind = |change: &Change| match (change.message)().expect("descriptors can be duplicated").message {
         to_proxy::Message::PodAdded(_) => "added",
         to_proxy::Message::PodRemoved(_) => "removed",
+        to_proxy::Message::PodLeaving(_) => "leaving",
         _ => "other",
     };
     changes.iter().map(kind).collect()
@@ -270,4 +271,30 @@ async fn listeners_handed_back_before_the_first_list_are_kept_for_it() {
     successor.forget_handed_back();
     successor.listed(Vec::new()).await;
     assert!(!port_in_use(&bed).await, "nothing is held back");
+}
+
+#[tokio::test]
+async fn a_pod_that_leaves_is_withdrawn_once_its_connections_have_ended() {
+    let bed = Bed::new("leaves");
+    let before = bed.dump().await;
+    let mut pods = bed.pods();
+    pods.joined(1);
+    pods.joined(2);
+    pods.listed(vec![bed.pod()]).await;
+    let captured = bed.dump().await.len();
+    assert_eq!(kinds(&pods.listed(Vec::new()).await), ["leaving"]);
+    let released = bed.dump().await.len();
+    assert!(released < captured && released > before.len(), "the capture is gone, the chains are there");
+    assert_eq!(kinds(&pods.listed(Vec::new()).await), [""; 0], "told once");
+    assert_eq!(pods.snapshot().len(), 2, "a new proxy serves it, and hears that it leaves");
+
+    assert_eq!(kinds(&pods.listed(vec![bed.pod()]).await), ["added"], "it comes back");
+    assert_eq!(bed.dump().await.len(), captured);
+
+    pods.listed(Vec::new()).await;
+    pods.drained(1, "u");
+    assert_eq!(kinds(&pods.look().await), [""; 0], "the other proxy has connections");
+    pods.left(2);
+    assert_eq!(kinds(&pods.look().await), ["removed"]);
+    assert_eq!(bed.dump().await, before, "every byte is as before");
 }

@@ -1,23 +1,33 @@
 //! `ztunnel-controller`: the mesh's xDS server and certificate authority as a process.
 
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
-use control_plane::ca::authenticate::{Nodes, Residents};
+use control_plane::ca::authenticate::{AnyOf, Authenticate, Nodes, Residents};
 use control_plane::ca::server::Access;
 use control_plane::ca::{Ca, Files, Folders};
 use control_plane::mesh::{Planned, View};
-use control_plane::source::kube::{self, Cluster};
+use control_plane::object::Name;
+use control_plane::source::kube::{
+    Api, Candidate, Cluster, Error as ClusterError, Reporter, Reviewer, RootPublisher, SecretError,
+    SigningSecret, Terms, Timing, Verdicts, Wanted,
+};
 use control_plane::{index, server, status, xds};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Mutex, watch};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 use ztunnel_model::Identity;
+
+/// Name of the Lease of those who may lead.
+const LEASE: &str = "ztunnel-controller";
 
 /// Serves the mesh over TLS: delta xDS made of a Kubernetes cluster or manifests, and Istio's CreateCertificate.
 #[derive(Debug, Parser)]
@@ -29,11 +39,29 @@ struct Args {
 
     /// Folder of the signing material: tls.crt, tls.key, ca.crt (and extra-roots.pem), as cert-manager's secrets hold
     /// it. A root is made on the first start when there is none. Read again when it changes.
-    #[arg(long, env = "CONTROLLER_CA_DIR", value_name = "DIR")]
-    ca_dir: PathBuf,
+    #[arg(
+        long,
+        env = "CONTROLLER_CA_DIR",
+        value_name = "DIR",
+        required_unless_present = "ca_secret",
+        conflicts_with = "ca_secret"
+    )]
+    ca_dir: Option<PathBuf>,
 
-    /// Folder for what the CA writes: root-cert.pem for the clients, ca-crl.pem for the proxies, its register. [default:
-    /// the folder of the signing material]
+    /// With --kubernetes, in place of --ca-dir: the Secret of the signing material, in the same form. All replicas sign with
+    /// it. A root is made when there is none. Read again when it changes.
+    #[arg(
+        long,
+        env = "CONTROLLER_CA_SECRET",
+        value_name = "NAMESPACE/NAME",
+        value_parser = namespaced,
+        requires = "kubernetes",
+        requires = "ca_state_dir"
+    )]
+    ca_secret: Option<Name>,
+
+    /// Folder for what the CA writes: root-cert.pem for the clients, ca-crl.pem for the proxies, its register, and what the
+    /// Secret says: for this process alone, best in memory. [default: the folder of the signing material]
     #[arg(long, env = "CONTROLLER_CA_STATE_DIR", value_name = "DIR")]
     ca_state_dir: Option<PathBuf>,
 
@@ -46,6 +74,34 @@ struct Args {
     /// stands in a folder of manifests too, the folder's counts.
     #[arg(long, env = "CONTROLLER_KUBERNETES")]
     kubernetes: bool,
+
+    /// With --kubernetes: take part in the election of the one controller that writes into the cluster: the root certificates
+    /// for all namespaces, and the status and events of policies. Without it nothing but the Secret of the CA is ever written. Needs POD_NAMESPACE and POD_NAME.
+    #[arg(
+        long,
+        env = "CONTROLLER_LEADER_ELECT",
+        requires = "kubernetes",
+        requires = "pod_namespace",
+        requires = "pod_name"
+    )]
+    leader_elect: bool,
+
+    /// Namespace of this controller's own pod: there is the Lease.
+    #[arg(long, env = "POD_NAMESPACE", value_name = "NAME")]
+    pod_namespace: Option<String>,
+
+    /// Name of this controller's own pod, by which it is known in the election.
+    #[arg(long, env = "POD_NAME", value_name = "NAME")]
+    pod_name: Option<String>,
+
+    /// Name of the ConfigMap in every namespace that holds the root certificates as root-cert.pem.
+    #[arg(
+        long,
+        env = "CONTROLLER_ROOT_CONFIGMAP",
+        value_name = "NAME",
+        default_value = "istio-ca-root-cert"
+    )]
+    root_configmap: String,
 
     /// Folder of Kubernetes manifests; may be given several times: of an object that stands in more than one, the last
     /// folder's counts. Followed while it changes. Without one and without --kubernetes there is no xDS.
@@ -69,10 +125,25 @@ struct Args {
     #[arg(long, env = "CONTROLLER_STATUS_LISTEN", value_name = "ADDR:PORT")]
     status_listen: Option<SocketAddr>,
 
-    /// JSON file of the nodes and their tokens. `identities` that a node may ask for beside those of its meshed pods are
-    /// for a mesh without manifests. Read again when it changes.
-    #[arg(long, env = "CONTROLLER_NODES", value_name = "FILE")]
-    nodes: PathBuf,
+    /// JSON file of the nodes and their tokens, for nodes that no cluster vouches for. `identities` that a node may ask for
+    /// beside those of its meshed pods are for a mesh without manifests. Read again when it changes.
+    #[arg(long, env = "CONTROLLER_NODES", value_name = "FILE", required_unless_present = "kubernetes")]
+    nodes: Option<PathBuf>,
+
+    /// With --kubernetes: the audience that a proxy's service account token must have.
+    #[arg(long, env = "CONTROLLER_TOKEN_AUDIENCE", value_name = "NAME", default_value = "istio-ca")]
+    token_audience: String,
+
+    /// With --kubernetes: the service accounts that proxies run as. Whose token is of another one is refused.
+    #[arg(
+        long,
+        env = "CONTROLLER_PROXY_ACCOUNTS",
+        value_name = "NAMESPACE/NAME",
+        value_delimiter = ',',
+        default_value = "ztunnel-system/ztunnel",
+        value_parser = namespaced
+    )]
+    proxy_accounts: Vec<Name>,
 
     /// A name or address under which clients reach this server. May be given several times.
     #[arg(
@@ -102,7 +173,9 @@ enum Error {
     #[error(transparent)]
     Nodes(#[from] control_plane::ca::authenticate::Error),
     #[error(transparent)]
-    Cluster(#[from] kube::Error),
+    Cluster(#[from] ClusterError),
+    #[error(transparent)]
+    Secret(#[from] SecretError),
     #[error("cannot listen on {address}: {source}")]
     Listen { address: SocketAddr, source: std::io::Error },
     #[error("cannot catch signals: {0}")]
@@ -129,22 +202,36 @@ fn run(args: Args) -> Result<(), Error> {
     let filter =
         EnvFilter::try_new(filter).map_err(|source| Error::Log { filter: args.log.clone(), source })?;
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
-    let state = args.ca_state_dir.clone().unwrap_or_else(|| args.ca_dir.clone());
-    let revoked = args.revoked.clone().unwrap_or_else(|| state.join("revoked.yaml"));
-    let ca =
-        Arc::new(Ca::open(Files { folders: Folders { material: args.ca_dir.clone(), state }, revoked })?);
-    let nodes = Arc::new(Nodes::open(&args.nodes)?);
+    let nodes = args.nodes.as_deref().map(Nodes::open).transpose()?.map(Arc::new);
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Runtime)?;
-    runtime.block_on(serve(args, ca, nodes))
+    runtime.block_on(serve(args, nodes))
 }
 
-async fn serve(args: Args, ca: Arc<Ca>, nodes: Arc<Nodes>) -> Result<(), Error> {
+async fn serve(args: Args, nodes: Option<Arc<Nodes>>) -> Result<(), Error> {
     let listener = bind(args.listen).await?;
     let address = listener.local_addr().unwrap_or(args.listen);
+    let status_listener = match args.status_listen {
+        Some(address) => Some(StatusListener::bind(address).await?),
+        None => None,
+    };
     let stop = stop()?;
     let stopped = || stop.clone().cancelled_owned();
+    let api = if args.kubernetes { Some(Api::infer().await?) } else { None };
+    let ca = tokio::select! {
+        ca = open_ca(&args, api.as_ref(), status_listener.as_ref()) => ca?,
+        () = stop.cancelled() => return Ok(()),
+    };
     let config = server::Config { hosts: args.hosts, max_ttl: args.max_ttl };
+    let mut knowing: Vec<Arc<dyn Authenticate>> = Vec::new();
+    if let Some(nodes) = &nodes {
+        knowing.push(nodes.clone());
+    }
+    if let Some(api) = &api {
+        let reviewer = Reviewer::new(api.clone(), args.token_audience, args.proxy_accounts);
+        knowing.push(Arc::new(reviewer));
+    }
+    let authenticate = Arc::new(AnyOf(knowing));
     let planned = (args.kubernetes || !args.manifests.is_empty()).then(|| {
         let index = index::Config {
             trust_domain: args.trust_domain,
@@ -153,46 +240,149 @@ async fn serve(args: Args, ca: Arc<Ca>, nodes: Arc<Nodes>) -> Result<(), Error> 
             ..index::Config::default()
         };
         let (writer, store) = xds::store();
-        let service = xds::service(store, nodes.clone(), Arc::new(xds::Everything), xds::Limits::default());
+        let service =
+            xds::service(store, authenticate.clone(), Arc::new(xds::Everything), xds::Limits::default());
         let (planned, mesh) = Planned::new(index, writer);
         (planned, mesh, service)
     });
     // Before the manifests are read: who asks whether this is ready is answered that it is not.
-    if let Some(address) = args.status_listen {
+    if let Some(StatusListener { listener, .. }) = status_listener {
         let discovery = planned
             .as_ref()
             .map(|(_, mesh, service)| status::Discovery { mesh: mesh.clone(), clients: service.clients() });
-        let listener = bind(address).await?;
-        let status_address = listener.local_addr().unwrap_or(address);
         tokio::spawn(status::serve(listener, status::Sources { ca: ca.clone(), discovery }, stopped()));
-        tracing::info!(%status_address, "serving the status");
     }
-    let (access, discovery) = match planned {
-        None => (Access::of(nodes), None),
+    let duties = match (&planned, &api) {
+        (Some((_, mesh, _)), Some(api)) if args.leader_elect => {
+            let me = (args.pod_namespace.unwrap_or_default(), args.pod_name.unwrap_or_default());
+            Some(Duties::new(api, me, args.root_configmap, mesh.clone(), ca.clone()))
+        }
+        _ => None,
+    };
+    let mut leading = None;
+    let (residents, discovery): (Arc<dyn Residents>, _) = match planned {
+        None => (Arc::new(Either(None, nodes)), None),
         Some((planned, mesh, service)) => {
-            let cluster = if args.kubernetes { Some(Cluster::infer().await?) } else { None };
+            let cluster = api.as_ref().map(|api| Cluster::open(api, Timing::default()));
             let started = tokio::select! {
                 started = planned.start_with(args.manifests.clone(), cluster) => started,
                 () = stop.cancelled() => return Ok(()),
             };
             tokio::spawn(started.follow(ca.crl()));
-            let residents = Arc::new(Either(mesh, nodes.clone()));
-            (Access { authenticate: nodes, residents }, Some(service))
+            leading = duties.map(|duties| tokio::spawn(duties.run(stop.clone())));
+            (Arc::new(Either(Some(mesh), nodes)), Some(service))
         }
     };
+    let access = Access { authenticate, residents };
     let serving = tokio::spawn(server::serve(listener, ca, access, discovery, config, stopped()));
-    tracing::info!(%address, ca_dir = %args.ca_dir.display(), kubernetes = args.kubernetes, manifests = args.manifests.len(), "ready");
+    tracing::info!(%address, kubernetes = args.kubernetes, manifests = args.manifests.len(), "ready");
     serving.await.expect("invariant: the server is neither aborted nor does it panic")?;
+    if let Some(leading) = leading {
+        // The lease is released, or left to run out.
+        let _ = leading.await;
+    }
     tracing::info!("stopped");
     Ok(())
 }
 
+/// What one controller does for all of them.
+struct Duties {
+    candidate: Candidate,
+    publisher: Mutex<RootPublisher>,
+    reporter: Mutex<Reporter>,
+}
+
+impl Duties {
+    fn new(
+        api: &Api,
+        (namespace, pod): (String, String),
+        configmap: String,
+        mesh: View,
+        ca: Arc<Ca>,
+    ) -> Self {
+        let lease = Name::new(namespace.as_str(), LEASE);
+        let candidate = Candidate::new(api.clone(), lease, pod.clone(), Terms::default());
+        let (policies, namespaces) = (mesh.clone(), mesh.clone());
+        let verdicts = Verdicts { changes: mesh.changes(), all: Box::new(move || policies.verdicts()) };
+        let reporter = Mutex::new(Reporter::new(api.clone(), pod, verdicts));
+        let wanted = Wanted {
+            changes: [mesh.changes(), ca.changes()],
+            roots: Box::new(move || ca.authority().root()),
+            namespaces: Box::new(move || namespaces.namespaces()),
+        };
+        let publisher = Mutex::new(RootPublisher::new(api.clone(), configmap, namespace, wanted));
+        Self { candidate, publisher, reporter }
+    }
+
+    async fn run(self, stop: CancellationToken) {
+        let Self { candidate, publisher, reporter } = self;
+        let acts = || async {
+            let (mut publisher, mut reporter) = (publisher.lock().await, reporter.lock().await);
+            tokio::join!(publisher.run(), reporter.run());
+        };
+        candidate.run(stop, acts).await;
+    }
+}
+
+/// With the material of its folder, or of its Secret, which is waited for.
+async fn open_ca(args: &Args, api: Option<&Api>, status: Option<&StatusListener>) -> Result<Arc<Ca>, Error> {
+    let (material, state) = match (&args.ca_secret, api) {
+        (Some(at), Some(api)) => {
+            let state = args.ca_state_dir.clone().unwrap_or_default();
+            let material = state.join("secret");
+            let mut secret = SigningSecret::new(api.clone(), at.clone(), material.clone())?;
+            let waiting = status.map(|status| status.wait("the CA's Secret is not read yet")).transpose()?;
+            secret.complete().await;
+            drop(waiting);
+            tokio::spawn(secret.follow());
+            (material, state)
+        }
+        _ => {
+            let material = args.ca_dir.clone().unwrap_or_default();
+            (material.clone(), args.ca_state_dir.clone().unwrap_or(material))
+        }
+    };
+    let revoked = args.revoked.clone().unwrap_or_else(|| state.join("revoked.yaml"));
+    Ok(Arc::new(Ca::open(Files { folders: Folders { material, state }, revoked })?))
+}
+
 /// An identity lives on a node if the mesh or the nodes file says so.
-struct Either(View, Arc<Nodes>);
+struct Either(Option<View>, Option<Arc<Nodes>>);
 
 impl Residents for Either {
     fn may_hold(&self, node: &str, identity: &Identity) -> bool {
-        self.0.may_hold(node, identity) || self.1.may_hold(node, identity)
+        let Self(mesh, nodes) = self;
+        mesh.as_ref().is_some_and(|mesh| mesh.may_hold(node, identity))
+            || nodes.as_ref().is_some_and(|nodes| nodes.may_hold(node, identity))
+    }
+
+    fn changes(&self) -> Option<watch::Receiver<u64>> {
+        self.0.as_ref().map(View::changes)
+    }
+}
+
+/// Twice the same one: for the time before there is something to serve, and for the time from then on.
+struct StatusListener {
+    address: SocketAddr,
+    listener: TcpListener,
+}
+
+impl StatusListener {
+    async fn bind(address: SocketAddr) -> Result<Self, Error> {
+        let listener = bind(address).await?;
+        let status_address = listener.local_addr().unwrap_or(address);
+        tracing::info!(%status_address, "serving the status");
+        Ok(Self { address, listener })
+    }
+
+    /// Serves that nothing is served yet, until what this gives is dropped.
+    fn wait(&self, reason: &'static str) -> Result<JoinSet<()>, Error> {
+        let failed = |source| Error::Listen { address: self.address, source };
+        let twin = self.listener.as_fd().try_clone_to_owned().map_err(failed)?;
+        let twin = TcpListener::from_std(twin.into()).map_err(failed)?;
+        let mut waiting = JoinSet::new();
+        waiting.spawn(async move { drop(status::wait(twin, reason).await) });
+        Ok(waiting)
     }
 }
 
@@ -237,4 +427,15 @@ fn duration(text: &str) -> Result<Duration, String> {
         return Err(format!("\"{text}\" is not between a second and a year"));
     }
     Ok(Duration::from_secs(seconds))
+}
+
+fn namespaced(text: &str) -> Result<Name, String> {
+    let is_label = |part: &str| {
+        !part.is_empty()
+            && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.'))
+    };
+    match text.split_once('/') {
+        Some((namespace, name)) if is_label(namespace) && is_label(name) => Ok(Name::new(namespace, name)),
+        _ => Err(format!("\"{text}\" is not NAMESPACE/NAME such as ztunnel-system/ztunnel")),
+    }
 }

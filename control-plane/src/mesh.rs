@@ -1,6 +1,7 @@
 //! From a source to what is served: changes of objects go through the index into the store. What the index knows beside
 //! that (who lives where, what became of each policy) is published for the CA and for the status page.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
@@ -11,16 +12,18 @@ use ztunnel_model::Identity;
 
 use crate::ca::authenticate;
 use crate::ca::revocation::Crl;
-use crate::index::{Config, Index, PolicyStatus, Residents};
-use crate::object::Change;
+use crate::index::{Config, Enforcement, Index, PolicyStatus, Residents};
+use crate::object::{Change, Key, Kind};
 use crate::resource::{self, Changes, Resource};
 use crate::source::file::Mistake;
-use crate::source::kube::Cluster;
+use crate::source::kube::{Cluster, Enforced, Verdict};
 use crate::source::layers::Layers;
 use crate::xds::store::Writer;
 
 /// Name of the only resource of the kind `RevocationList`.
 const REVOCATION_LIST: &str = "default";
+
+const POLICIES: [Kind; 2] = [Kind::AuthorizationPolicy, Kind::PeerAuthentication];
 
 const READING: &str = "invariant: the first reading is not aborted and does not panic";
 
@@ -39,6 +42,8 @@ struct Shared {
     index: RwLock<Index>,
     residents: ArcSwap<Residents>,
     mistakes: ArcSwap<Vec<Mistake>>,
+    /// Counts what was taken in.
+    changes: watch::Sender<u64>,
 }
 
 /// A mesh of which nothing is read yet.
@@ -53,6 +58,7 @@ impl Planned {
             index: RwLock::new(Index::new(config)),
             residents: ArcSwap::default(),
             mistakes: ArcSwap::default(),
+            changes: watch::Sender::new(0),
         }));
         (Self { writer, view: view.clone() }, view)
     }
@@ -107,6 +113,7 @@ impl Mesh {
         tracing::info!(objects, set, removed, "applied");
         // The sources have logged them.
         self.view.0.mistakes.store(Arc::new(self.layers.mistakes().cloned().collect()));
+        self.view.0.changes.send_modify(|count| *count += 1);
     }
 
     fn revoke(&mut self, crl: &Crl) {
@@ -130,8 +137,46 @@ impl View {
         statuses
     }
 
+    /// What is to be told of each policy, with the mistakes for which a change of it was not taken in.
+    pub fn verdicts(&self) -> BTreeMap<Key, Verdict> {
+        let mut verdicts = BTreeMap::new();
+        for status in self.policies() {
+            let Some(kind) = POLICIES.into_iter().find(|kind| kind.as_str() == status.kind) else { continue };
+            let enforced = match status.enforcement {
+                Enforcement::Full => Enforced::Fully,
+                Enforcement::Partial => Enforced::Partly,
+                Enforcement::None => Enforced::Not,
+            };
+            let reasons = status.reasons.iter().map(ToString::to_string).collect();
+            let key = Key { kind, namespace: status.namespace, name: status.name };
+            verdicts.insert(key, Verdict { enforced, reasons });
+        }
+        for Mistake { at, object, .. } in self.mistakes().iter() {
+            let Some(key) = object.as_ref().filter(|key| POLICIES.contains(&key.kind)) else { continue };
+            let nothing = || Verdict { enforced: Enforced::Not, reasons: Vec::new() };
+            let verdict = verdicts.entry(key.clone()).or_insert_with(nothing);
+            if !verdict.reasons.iter().any(|reason| reason.contains(&at.reason)) {
+                verdict.reasons.push(format!("{}: {}", at.path, at.reason));
+            }
+            if verdict.enforced == Enforced::Fully {
+                verdict.enforced = Enforced::Partly;
+            }
+        }
+        verdicts
+    }
+
     pub fn mistakes(&self) -> Arc<Vec<Mistake>> {
         self.0.mistakes.load_full()
+    }
+
+    /// All that there are, by name.
+    pub fn namespaces(&self) -> Vec<Arc<str>> {
+        self.index().namespaces().cloned().collect()
+    }
+
+    /// Changes whenever something was taken in.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.0.changes.subscribe()
     }
 
     fn index(&self) -> RwLockReadGuard<'_, Index> {
@@ -142,5 +187,9 @@ impl View {
 impl authenticate::Residents for View {
     fn may_hold(&self, node: &str, identity: &Identity) -> bool {
         self.0.residents.load().contains(node, identity)
+    }
+
+    fn changes(&self) -> Option<watch::Receiver<u64>> {
+        Some(Self::changes(self))
     }
 }

@@ -18,7 +18,7 @@ use std::time::{Duration, SystemTime};
 
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::http::header::CONTENT_TYPE;
+use axum::http::header::{CONNECTION, CONTENT_TYPE};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use axum::{Json, Router};
@@ -121,6 +121,17 @@ pub async fn serve(
         served = async { serving.await } => served,
         () = late => Ok(()),
     }
+}
+
+/// Until there is something to serve: alive, and not ready. No connection outlives its answer, so that none is answered so
+/// for longer.
+pub async fn wait(listener: TcpListener, reason: &'static str) -> std::io::Result<()> {
+    let live = || async { ([(CONNECTION, "close")], "live\n") };
+    let not_ready = move || async move {
+        let reason = format!("not ready: {reason}\n");
+        (StatusCode::SERVICE_UNAVAILABLE, [(CONNECTION, "close")], reason)
+    };
+    axum::serve(listener, Router::new().route("/healthz/live", get(live)).fallback(not_ready)).await
 }
 
 async fn policies(State(sources): State<Sources>) -> Json<Vec<Policy>> {

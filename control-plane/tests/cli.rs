@@ -75,6 +75,11 @@ fn version_and_help_are_there() {
         "--host",
         "--max-ttl",
         "--kubernetes",
+        "--token-audience",
+        "--proxy-accounts",
+        "--ca-secret",
+        "--leader-elect",
+        "--root-configmap",
     ] {
         assert!(help.contains(option), "{help} lacks {option}");
     }
@@ -154,14 +159,54 @@ fn a_cluster_that_nobody_names_ends_the_start() {
     assert!(stderr(&output).contains("KUBECONFIG"), "{}", stderr(&output));
 }
 
+/// Nobody listens on the first port.
+const AWAY: &str = "apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters: [{name: c, cluster: {server: 'http://127.0.0.1:1'}}]\n\
+                    users: [{name: u, user: {}}]\ncontexts: [{name: c, context: {cluster: c, user: u}}]\n";
+
+#[test]
+fn it_waits_for_the_secret_of_its_ca_and_ends_when_told() {
+    let folder = Folder::new("secret", r#"{"nodes":[]}"#);
+    let config = folder.0.join("kubeconfig");
+    std::fs::write(&config, AWAY).unwrap();
+    let mut command = controller();
+    command
+        .args(["--listen", "127.0.0.1:0", "--host", "127.0.0.1", "--kubernetes"])
+        .env("KUBECONFIG", &config);
+    command.args(["--ca-secret", "ztunnel-system/ca", "--status-listen", "127.0.0.1:0"]);
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(stderr(&output).contains("--ca-state-dir"), "{}", stderr(&output));
+    command.arg("--ca-state-dir").arg(folder.0.join("state"));
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let serving = lines.find(|line| line.contains("serving the status")).expect("it serves");
+    let address = serving.rsplit("status_address=").next().unwrap().trim().to_owned();
+    lines
+        .find(|line| line.contains("the CA's Secret is unusable; there is nothing to sign with yet"))
+        .expect("it tells");
+    let answer = get(&address, "/healthz/ready");
+    assert!(
+        answer.starts_with("HTTP/1.1 503 ") && answer.contains("the CA's Secret is not read yet"),
+        "{answer}"
+    );
+    assert!(get(&address, "/healthz/live").starts_with("HTTP/1.1 200 "));
+    terminate(&child);
+    assert!(wait(&mut child).success());
+}
+
+#[test]
+fn who_may_lead_needs_a_name() {
+    let folder = Folder::new("nameless", r#"{"nodes":[]}"#);
+    let output = folder.controller().args(["--kubernetes", "--leader-elect"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("--pod-name"), "{}", stderr(&output));
+}
+
 #[test]
 fn it_waits_for_a_cluster_that_is_away_and_ends_when_told() {
     let folder = Folder::new("away", r#"{"nodes":[]}"#);
     let config = folder.0.join("kubeconfig");
-    // Nobody listens on the first port.
-    let text = "apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters: [{name: c, cluster: {server: 'http://127.0.0.1:1'}}]\n\
-                users: [{name: u, user: {}}]\ncontexts: [{name: c, context: {cluster: c, user: u}}]\n";
-    std::fs::write(&config, text).unwrap();
+    std::fs::write(&config, AWAY).unwrap();
     let mut command = folder.controller();
     command.args(["--kubernetes", "--status-listen", "127.0.0.1:0"]).env("KUBECONFIG", &config);
     let mut child = command.stderr(Stdio::piped()).spawn().unwrap();

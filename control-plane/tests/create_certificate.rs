@@ -5,9 +5,9 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
-use control_plane::ca::authenticate::Nodes;
+use control_plane::ca::authenticate::{Authenticate, Nodes, Proven, Refused, Residents};
 use control_plane::ca::proto::IstioCertificateRequest;
 use control_plane::ca::proto::istio_certificate_service_client::IstioCertificateServiceClient;
 use control_plane::ca::server::Access;
@@ -18,9 +18,10 @@ use prost_types::{Struct, Value};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, SanType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic::{Code, Request, Status};
+use ztunnel_model::Identity;
 
 const CART: &str = "spiffe://cluster.local/ns/shop/sa/cart";
 const BANK: &str = "spiffe://cluster.local/ns/shop/sa/bank";
@@ -39,6 +40,11 @@ impl Controller {
     async fn start(name: &str) -> Self {
         let nodes = std::env::temp_dir().join(format!("controller-{name}-{}.json", std::process::id()));
         write_nodes(&nodes, &[CART]);
+        let access = Access::of(Arc::new(Nodes::open(&nodes).unwrap()));
+        Self::start_with(nodes, access).await
+    }
+
+    async fn start_with(nodes: PathBuf, access: Access) -> Self {
         let ca = Arc::new(Ca::ephemeral().unwrap());
         let root = ca.authority().root();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -48,7 +54,6 @@ impl Controller {
             hosts: vec!["127.0.0.1".to_owned(), "controller.test".to_owned()],
             max_ttl: Duration::from_secs(3600),
         };
-        let access = Access::of(Arc::new(Nodes::open(&nodes).unwrap()));
         let served = tokio::spawn(server::serve(listener, ca.clone(), access, None, config, async {
             let _ = stopped.await;
         }));
@@ -205,4 +210,92 @@ async fn it_stops_when_told_even_with_clients_connected() {
     std::mem::replace(&mut controller.stop, stop).send(()).unwrap();
     tokio::time::timeout(DEADLINE, &mut controller.served).await.expect("it stops").unwrap().unwrap();
     drop((channel, silent));
+}
+
+/// Nobody lives anywhere until it is said.
+struct Arriving(watch::Sender<u64>);
+
+impl Residents for Arriving {
+    fn may_hold(&self, node: &str, identity: &Identity) -> bool {
+        *self.0.borrow() > 1 && node == "node1" && identity.to_string() == CART
+    }
+
+    fn changes(&self) -> Option<watch::Receiver<u64>> {
+        Some(self.0.subscribe())
+    }
+}
+
+#[tokio::test]
+async fn a_pod_that_is_heard_of_a_little_later_gets_its_certificate_all_the_same() {
+    let nodes = std::env::temp_dir().join(format!("controller-arriving-{}.json", std::process::id()));
+    write_nodes(&nodes, &[]);
+    let arriving = Arc::new(Arriving(watch::Sender::new(0)));
+    let authenticate = Arc::new(Nodes::open(&nodes).unwrap());
+    let access = Access { authenticate, residents: arriving.clone() };
+    let controller = Controller::start_with(nodes, access).await;
+    let asked = controller.ask(Some("secret"), request(CART, Some(CART), 20));
+    let heard = async {
+        while arriving.0.receiver_count() == 0 {
+            tokio::task::yield_now().await;
+        }
+        // Of another pod, and then of this one.
+        arriving.0.send_modify(|count| *count += 1);
+        tokio::task::yield_now().await;
+        arriving.0.send_modify(|count| *count += 1);
+    };
+    let (answer, ()) = tokio::time::timeout(DEADLINE, async { tokio::join!(asked, heard) }).await.unwrap();
+    assert_eq!(answer.unwrap().len(), 2);
+    let begun = Instant::now();
+    controller.refusal(Some("secret"), request(BANK, Some(BANK), 20), Code::PermissionDenied).await;
+    let waited = begun.elapsed();
+    assert!(waited >= Duration::from_secs(2) && waited < Duration::from_secs(8), "{waited:?}");
+}
+
+/// Knows why it refuses.
+struct Refuses(Refused);
+
+#[tonic::async_trait]
+impl Authenticate for Refuses {
+    async fn node(&self, _: &str) -> Result<Proven, Refused> {
+        Err(self.0.clone())
+    }
+}
+
+#[tokio::test]
+async fn why_a_token_is_refused_is_told_and_counted() {
+    use control_plane::ca::counters::Reason;
+    let account = "system:serviceaccount:shop:cart";
+    for (at, (refused, code, reason, told)) in [
+        (Refused::Unknown, Code::Unauthenticated, Reason::TokenUnknown, "no node's"),
+        (
+            Refused::Expired { node: None, ago_s: 9 },
+            Code::Unauthenticated,
+            Reason::TokenExpired,
+            "expired 9 s ago",
+        ),
+        (
+            Refused::NoProxy { account: account.to_owned() },
+            Code::PermissionDenied,
+            Reason::TokenNoProxy,
+            account,
+        ),
+        (
+            Refused::Unavailable { reason: "away".to_owned() },
+            Code::Unavailable,
+            Reason::TokenUnchecked,
+            "away",
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let nodes = std::env::temp_dir().join(format!("controller-why{at}-{}.json", std::process::id()));
+        write_nodes(&nodes, &[]);
+        let residents = Arc::new(Nodes::open(&nodes).unwrap());
+        let access = Access { authenticate: Arc::new(Refuses(refused)), residents };
+        let controller = Controller::start_with(nodes, access).await;
+        let message = controller.refusal(Some("t"), request(CART, Some(CART), 20), code).await;
+        assert!(message.contains(told), "{message}");
+        assert_eq!(controller.ca.counters().refused(reason), 1, "{reason:?}");
+    }
 }

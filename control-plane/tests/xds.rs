@@ -2,14 +2,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime};
 
 use control_plane::ca::Authority;
-use control_plane::ca::authenticate::Nodes;
+use control_plane::ca::authenticate::{Authenticate, Nodes, Proven, Refused};
 use control_plane::resource::Kind;
 use control_plane::xds::session::Settings;
-use control_plane::xds::{Everything, Limits, service, store};
+use control_plane::xds::{Ended, Everything, Limits, service, store};
 use futures::future::join_all;
 use tokio::net::TcpListener;
 use tonic::transport::server::TcpIncoming;
@@ -256,4 +257,56 @@ async fn it_is_served_over_tls_with_the_nodes_tokens() {
     let listed = service.clients().list().remove(0);
     assert_eq!((listed.caller.as_str(), listed.peer.map(|peer| peer.ip())), ("n1", Some(address.ip())));
     std::fs::remove_file(&path).unwrap();
+}
+
+/// Knows one token, until it is told otherwise.
+struct Knows(Mutex<Result<Proven, Refused>>, AtomicUsize);
+
+#[tonic::async_trait]
+impl Authenticate for Knows {
+    async fn node(&self, _: &str) -> Result<Proven, Refused> {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        self.0.lock().unwrap().clone()
+    }
+}
+
+#[tokio::test]
+async fn a_stream_ends_when_its_token_counts_no_more_and_not_when_that_cannot_be_known() {
+    let good = Proven { node: "n1".to_owned(), expires: None };
+    let over = SystemTime::now() - Duration::from_secs(3600);
+    let away = Refused::Unavailable { reason: "away".to_owned() };
+    for (next, told) in [
+        (Err(Refused::Unknown), Some(Code::Unauthenticated)),
+        (Err(Refused::NoProxy { account: "x".to_owned() }), Some(Code::PermissionDenied)),
+        (Ok(Proven { node: "n2".to_owned(), expires: None }), Some(Code::Unauthenticated)),
+        (Err(away), None),
+        (Ok(good.clone()), None),
+    ] {
+        let knows = Arc::new(Knows(Mutex::new(Ok(good.clone())), AtomicUsize::new(0)));
+        let limits = Limits { check: Duration::from_millis(50), ..Limits::default() };
+        let mut controller = Controller::start_with(limits, knows.clone()).await;
+        let mut client = controller.client("t").await;
+        client.node = "n1".to_owned();
+        client.begin().await;
+        assert_eq!(client.told().await, "");
+        *knows.0.lock().unwrap() = next;
+        match told {
+            Some(code) => assert_eq!(client.hear().await.unwrap_err().code(), code),
+            None => {
+                let asked = knows.1.load(Ordering::Relaxed);
+                let again = || knows.1.load(Ordering::Relaxed) > asked + 2;
+                controller.until("it was asked about again and again", |_| again()).await;
+                controller.set([resource("a", "1")]);
+                assert_eq!(client.told().await, "a", "the stream goes on");
+            }
+        }
+        let ended = controller.service.clients().counters().ended;
+        assert_eq!(ended.contains_key(&Ended::Unproven), told.is_some(), "{ended:?}");
+    }
+    let knows = Arc::new(Knows(Mutex::new(Ok(Proven { expires: Some(over), ..good })), AtomicUsize::new(0)));
+    let controller = Controller::start_with(Limits::default(), knows).await;
+    let mut client = controller.client("t").await;
+    let status = tokio::time::timeout(DEADLINE, client.hear()).await.unwrap().unwrap_err();
+    assert_eq!(status.code(), Code::Unauthenticated);
+    assert!(status.message().contains("come with a new one"), "{status}");
 }

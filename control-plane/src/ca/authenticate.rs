@@ -1,8 +1,9 @@
 //! Which node calls, and for which identities it may ask.
 //!
 //! A node proves itself with its bearer token and may only ask for the identities of the pods it runs: a stolen node token
-//! yields that node's pods and no others. The file is looked at for every request and read again when it has changed, so
-//! a pod's identity is granted, and withdrawn, without a restart.
+//! yields that node's pods and no others. Who says whose a token is, is behind [`Authenticate`]: a file here, the API server
+//! in `source::kube`. The file is looked at for every request and read again when it has changed, so a pod's identity is
+//! granted, and withdrawn, without a restart.
 
 use std::collections::HashSet;
 use std::fs;
@@ -16,16 +17,33 @@ use aws_lc_rs::{constant_time, digest};
 use serde::Deserialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use tokio::sync::watch;
+use tonic::metadata::MetadataMap;
+use tonic::{Code, Status};
 use ztunnel_model::Identity;
 
 /// Tells which node shows a token.
+#[tonic::async_trait]
 pub trait Authenticate: Send + Sync {
-    fn node(&self, token: &str) -> Result<String, Refused>;
+    async fn node(&self, token: &str) -> Result<Proven, Refused>;
 }
 
 /// Tells which identities live on a node: of those, and of no others, it may ask for certificates.
 pub trait Residents: Send + Sync {
     fn may_hold(&self, node: &str, identity: &Identity) -> bool;
+
+    /// Changes when a refusal may no longer hold. Without it a refusal is final.
+    fn changes(&self) -> Option<watch::Receiver<u64>> {
+        None
+    }
+}
+
+/// What a token proves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proven {
+    pub node: String,
+    /// From then on it proves nothing.
+    pub expires: Option<SystemTime>,
 }
 
 /// Why a token proves nothing.
@@ -33,8 +51,51 @@ pub trait Residents: Send + Sync {
 pub enum Refused {
     #[error("the bearer token is no node's")]
     Unknown,
-    #[error("the bearer token of node {node} expired {ago_s} s ago")]
-    Expired { node: String, ago_s: u64 },
+    #[error("the bearer token{} expired {ago_s} s ago", node.as_ref().map(|node| format!(" of node {node}")).unwrap_or_default())]
+    Expired { node: Option<String>, ago_s: u64 },
+    #[error(
+        "the bearer token is one of {account}, which is no account of a proxy; --proxy-accounts names those that are"
+    )]
+    NoProxy { account: String },
+    #[error("the bearer token cannot be checked now: {reason}")]
+    Unavailable { reason: String },
+}
+
+/// Several who may know a token: the first that does decides.
+pub struct AnyOf(pub Vec<Arc<dyn Authenticate>>);
+
+/// The token that a call carries.
+pub fn bearer(metadata: &MetadataMap) -> Option<&str> {
+    metadata.get("authorization")?.to_str().ok()?.strip_prefix("Bearer ")
+}
+
+impl Refused {
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Unknown | Self::Expired { .. } => Code::Unauthenticated,
+            Self::NoProxy { .. } => Code::PermissionDenied,
+            Self::Unavailable { .. } => Code::Unavailable,
+        }
+    }
+}
+
+impl From<Refused> for Status {
+    fn from(refused: Refused) -> Self {
+        Self::new(refused.code(), refused.to_string())
+    }
+}
+
+#[tonic::async_trait]
+impl Authenticate for AnyOf {
+    async fn node(&self, token: &str) -> Result<Proven, Refused> {
+        for one in &self.0 {
+            match one.node(token).await {
+                Err(Refused::Unknown) => {}
+                known => return known,
+            }
+        }
+        Err(Refused::Unknown)
+    }
 }
 
 /// The nodes of one file.
@@ -76,7 +137,7 @@ impl Nodes {
     fn identify(&self, token: &str, now: SystemTime) -> Result<Arc<Node>, Refused> {
         let found = find(&self.loaded().nodes, token).ok_or(Refused::Unknown)?;
         match found.expires.and_then(|end| now.duration_since(end).ok()) {
-            Some(ago) => Err(Refused::Expired { node: found.name.clone(), ago_s: ago.as_secs() }),
+            Some(ago) => Err(Refused::Expired { node: Some(found.name.clone()), ago_s: ago.as_secs() }),
             None => Ok(found),
         }
     }
@@ -99,9 +160,11 @@ impl Nodes {
     }
 }
 
+#[tonic::async_trait]
 impl Authenticate for Nodes {
-    fn node(&self, token: &str) -> Result<String, Refused> {
-        self.identify(token, SystemTime::now()).map(|node| node.name.clone())
+    async fn node(&self, token: &str) -> Result<Proven, Refused> {
+        let node = self.identify(token, SystemTime::now())?;
+        Ok(Proven { node: node.name.clone(), expires: node.expires })
     }
 }
 

@@ -8,6 +8,10 @@ pub enum Reason {
     TokenMissing,
     TokenUnknown,
     TokenExpired,
+    /// The token is of an account that no proxy runs as.
+    TokenNoProxy,
+    /// Who says whose a token is cannot be asked.
+    TokenUnchecked,
     /// The node runs no pod of the identity.
     NotOnNode,
     Revoked,
@@ -24,10 +28,12 @@ pub enum Reason {
 }
 
 impl Reason {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::TokenMissing,
         Self::TokenUnknown,
         Self::TokenExpired,
+        Self::TokenNoProxy,
+        Self::TokenUnchecked,
         Self::NotOnNode,
         Self::Revoked,
         Self::Malformed,
@@ -44,6 +50,8 @@ impl Reason {
             Self::TokenMissing => "token_missing",
             Self::TokenUnknown => "token_unknown",
             Self::TokenExpired => "token_expired",
+            Self::TokenNoProxy => "token_no_proxy",
+            Self::TokenUnchecked => "token_unchecked",
             Self::NotOnNode => "not_on_node",
             Self::Revoked => "revoked",
             Self::Malformed => "malformed",

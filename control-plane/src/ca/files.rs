@@ -8,7 +8,7 @@ use std::path::Path;
 use zeroize::Zeroizing;
 
 /// The text of a file; `None` when there is none.
-pub(super) fn read(path: &Path) -> io::Result<Option<Zeroizing<String>>> {
+pub(crate) fn read(path: &Path) -> io::Result<Option<Zeroizing<String>>> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(Some(Zeroizing::new(text))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -17,7 +17,7 @@ pub(super) fn read(path: &Path) -> io::Result<Option<Zeroizing<String>>> {
 }
 
 /// A reader sees the whole file or none, also after a power cut.
-pub(super) fn write_atomically(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+pub(crate) fn write_atomically(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let mut unfinished = path.as_os_str().to_owned();
     unfinished.push(".new");
     if let Err(error) = fs::remove_file(&unfinished)

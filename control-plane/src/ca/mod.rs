@@ -8,7 +8,7 @@
 pub mod authenticate;
 pub mod authority;
 pub mod counters;
-mod files;
+pub(crate) mod files;
 pub mod issue;
 pub mod ledger;
 pub mod listener;

@@ -5,10 +5,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use prost_types::value::Kind;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout_at};
+use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
 use ztunnel_model::Identity;
 
-use super::authenticate::{Authenticate, Refused, Residents};
+use super::authenticate::{Authenticate, Refused, Residents, bearer};
 use super::counters::Reason;
 use super::issue;
 use super::proto::istio_certificate_service_server::{
@@ -20,6 +23,10 @@ use super::running::{Ca, NotCertified};
 const MESSAGE_BYTES: usize = 64 * 1024;
 /// What a caller wrote is logged cut.
 const LOGGED: usize = 300;
+/// A node asks for the identity of a pod that it was just given, and the source may hear of that pod a little later.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How many calls may wait so at a time; others are refused at once.
+const PATIENT_CALLS: usize = 256;
 
 /// Who may call, and for whom.
 #[derive(Clone)]
@@ -41,7 +48,7 @@ pub fn service(
     access: Access,
     max_ttl: Duration,
 ) -> IstioCertificateServiceServer<impl IstioCertificateService> {
-    let service = Service { ca, access, max_ttl };
+    let service = Service { ca, access, max_ttl, patience: Semaphore::new(PATIENT_CALLS) };
     IstioCertificateServiceServer::new(service).max_decoding_message_size(MESSAGE_BYTES)
 }
 
@@ -49,6 +56,7 @@ struct Service {
     ca: Arc<Ca>,
     access: Access,
     max_ttl: Duration,
+    patience: Semaphore,
 }
 
 /// A request that gets no certificate: what the caller is told, and how it is counted.
@@ -71,6 +79,18 @@ impl Refusal {
 
     fn about(self, asked: &Identity) -> Self {
         Self { asked: Some(asked.clone()), ..self }
+    }
+}
+
+impl From<Refused> for Refusal {
+    fn from(refused: Refused) -> Self {
+        let reason = match &refused {
+            Refused::Unknown => Reason::TokenUnknown,
+            Refused::Expired { .. } => Reason::TokenExpired,
+            Refused::NoProxy { .. } => Reason::TokenNoProxy,
+            Refused::Unavailable { .. } => Reason::TokenUnchecked,
+        };
+        Self::new(reason, refused.code(), refused)
     }
 }
 
@@ -115,9 +135,10 @@ impl IstioCertificateService for Service {
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
         let peer = request.remote_addr();
-        let node = self.authenticate(&request).map_err(|refusal| self.refuse(peer, "", refusal))?;
-        let (identity, ttl, cert_chain) =
-            self.issue(&node, request.get_ref()).map_err(|refusal| self.refuse(peer, &node, refusal))?;
+        let node = self.authenticate(request.metadata()).await;
+        let node = node.map_err(|refusal| self.refuse(peer, "", refusal))?;
+        let issued = self.issue(&node, request.get_ref()).await;
+        let (identity, ttl, cert_chain) = issued.map_err(|refusal| self.refuse(peer, &node, refusal))?;
         let peer = peer.map(tracing::field::display);
         tracing::info!(node, %identity, ttl_s = ttl.as_secs(), peer, "certificate issued");
         Ok(Response::new(IstioCertificateResponse { cert_chain }))
@@ -125,26 +146,21 @@ impl IstioCertificateService for Service {
 }
 
 impl Service {
-    fn authenticate(&self, request: &Request<IstioCertificateRequest>) -> Result<String, Refusal> {
-        let refused = |reason, message: String| Refusal::new(reason, Code::Unauthenticated, message);
-        let header = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
-        let token = header
-            .and_then(|header| header.strip_prefix("Bearer "))
-            .ok_or_else(|| refused(Reason::TokenMissing, "the call carries no bearer token".to_owned()))?;
-        self.access.authenticate.node(token).map_err(|error| match error {
-            Refused::Unknown => refused(Reason::TokenUnknown, error.to_string()),
-            Refused::Expired { .. } => refused(Reason::TokenExpired, error.to_string()),
-        })
+    async fn authenticate(&self, metadata: &MetadataMap) -> Result<String, Refusal> {
+        let missing =
+            || Refusal::new(Reason::TokenMissing, Code::Unauthenticated, "the call carries no bearer token");
+        let token = bearer(metadata).ok_or_else(missing)?;
+        Ok(self.access.authenticate.node(token).await?.node)
     }
 
-    fn issue(
+    async fn issue(
         &self,
         node: &str,
         request: &IstioCertificateRequest,
     ) -> Result<(Identity, Duration, Vec<String>), Refusal> {
         let asked = impersonated(request)?;
         if let Some(asked) = &asked {
-            self.authorize(node, asked)?;
+            self.authorize(node, asked).await?;
         }
         let csr = issue::Request::from_pem(&request.csr)
             .map_err(|error| Refusal { asked: asked.clone(), ..Refusal::from(error) })?;
@@ -152,7 +168,7 @@ impl Service {
             let message = format!("the call asks for {asked} but the CSR for {}", csr.identity);
             return Err(Refusal::invalid(Reason::Mismatch, message).about(&asked));
         }
-        self.authorize(node, &csr.identity)?;
+        self.authorize(node, &csr.identity).await?;
         let now = SystemTime::now();
         let validity = issue::validity(request.validity_duration, self.max_ttl, now)
             .map_err(|error| Refusal::from(error).about(&csr.identity))?;
@@ -162,12 +178,29 @@ impl Service {
         Ok((csr.identity, ttl, issued.chain))
     }
 
-    fn authorize(&self, node: &str, identity: &Identity) -> Result<(), Refusal> {
-        if self.access.residents.may_hold(node, identity) {
+    async fn authorize(&self, node: &str, identity: &Identity) -> Result<(), Refusal> {
+        if self.lives_on(node, identity).await {
             return Ok(());
         }
         let message = format!("node {node} may not ask for {identity}: it runs no pod of that identity");
         Err(Refusal::new(Reason::NotOnNode, Code::PermissionDenied, message).about(identity))
+    }
+
+    async fn lives_on(&self, node: &str, identity: &Identity) -> bool {
+        let residents = &self.access.residents;
+        // Before the first look, so that no change falls between.
+        let Some(mut changes) = residents.changes() else { return residents.may_hold(node, identity) };
+        if residents.may_hold(node, identity) {
+            return true;
+        }
+        let Ok(_place) = self.patience.try_acquire() else { return false };
+        let end = Instant::now() + PATIENCE;
+        while let Ok(Ok(())) = timeout_at(end, changes.changed()).await {
+            if residents.may_hold(node, identity) {
+                return true;
+            }
+        }
+        false
     }
 
     /// The message holds what the caller wrote, so it is logged quoted and cut.

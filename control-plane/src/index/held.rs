@@ -41,6 +41,8 @@ pub(super) struct Room {
 #[derive(Debug, Default)]
 pub(super) struct Held {
     root_namespace: Arc<str>,
+    /// Those that there are; a room is there also for what was heard of before its namespace.
+    pub namespaces: BTreeSet<Arc<str>>,
     rooms: HashMap<Arc<str>, Room>,
     nodes: HashMap<Arc<str>, Locality>,
     pods_on: HashMap<Arc<str>, BTreeSet<Name>>,
@@ -62,6 +64,7 @@ impl Held {
         match object {
             Object::Namespace(one) => {
                 let asks = workload::asks_for_mesh(&one.labels);
+                self.namespaces.insert(one.name.clone());
                 self.replace_namespace(&one.name, asks, touched);
             }
             Object::Node(one) => self.replace_node(&one.name, Some(one.locality), touched),
@@ -80,7 +83,10 @@ impl Held {
     pub(super) fn remove(&mut self, key: Key, touched: &mut Touched) {
         let name = Name { namespace: key.namespace, name: key.name };
         match key.kind {
-            Kind::Namespace => self.replace_namespace(&name.name, false, touched),
+            Kind::Namespace => {
+                self.namespaces.remove(&name.name);
+                self.replace_namespace(&name.name, false, touched);
+            }
             Kind::Node => self.replace_node(&name.name, None, touched),
             Kind::ServiceAccount => {}
             Kind::Pod => self.replace_pod(&name, None, touched),

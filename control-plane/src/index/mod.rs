@@ -111,6 +111,10 @@ impl Index {
         self.residents.clone()
     }
 
+    pub fn namespaces(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.held.namespaces.iter()
+    }
+
     fn rebuild(&mut self, touched: Touched) -> Changes {
         let mut changes = Changes::default();
         for name in &touched.authorizations {

@@ -13,7 +13,7 @@ use super::{Discovery, Sources};
 use crate::ca::Ca;
 use crate::ca::counters::Reason;
 use crate::index::Enforcement;
-use crate::xds::Ended;
+use crate::xds::{Counters, Ended};
 
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -47,8 +47,11 @@ const CA_UNUSABLE: Name = (
 );
 const XDS_CLIENTS: Name = ("xds_clients", "Clients that are connected over xDS", &[]);
 const XDS_STREAMS: Name = ("xds_streams_total", "xDS streams that were opened", &[]);
-const XDS_REFUSED: Name =
-    ("xds_streams_refused_total", "xDS streams that were refused: no valid token, or no place left", &[]);
+const XDS_REFUSED: Name = (
+    "xds_streams_refused_total",
+    "xDS streams that were refused: no valid token, one of no proxy, one that cannot be checked now, or no place left",
+    &["code"],
+);
 const XDS_ENDED: Name = (
     "xds_streams_ended_total",
     "xDS streams that ended, by reason; unanswered and unread are slow clients that were dropped, behind are those \
@@ -129,7 +132,8 @@ impl Page {
         let counters = clients.counters();
         self.gauge(XDS_CLIENTS, [([], counters.connected)]);
         self.counter(XDS_STREAMS, [([], counters.streams)]);
-        self.counter(XDS_REFUSED, [([], counters.refused)]);
+        let refused = |code: &'static str| counters.refusals.get(code).copied().unwrap_or_default();
+        self.counter(XDS_REFUSED, Counters::REFUSALS.map(|code| ([code], refused(code))));
         let ended = |reason: Ended| counters.ended.get(&reason).copied().unwrap_or_default();
         self.counter(XDS_ENDED, Ended::ALL.map(|reason| ([reason.as_str()], ended(reason))));
         self.gauge(XDS_RESOURCES, clients.extents().map(|(kind, all)| ([kind.type_url()], all.resources)));

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use serde::Serialize;
+use tonic::Code;
 
 use super::response::Response;
 use super::session::{Received, Session, TypeReport};
@@ -36,6 +37,8 @@ pub struct Client {
 pub struct Counters {
     pub streams: u64,
     pub refused: u64,
+    /// The refused ones by the name of the gRPC code that they were told.
+    pub refusals: BTreeMap<&'static str, u64>,
     pub connected: usize,
     /// By type URL; what nobody has resources of is "other".
     pub types: BTreeMap<&'static str, TypeCounters>,
@@ -63,10 +66,18 @@ pub enum Ended {
     Refused,
     /// What came could not be read as messages.
     Broken,
+    /// The token that opened it counts no more.
+    Unproven,
+}
+
+impl Counters {
+    /// What a stream may be refused with.
+    pub const REFUSALS: [&str; 5] =
+        ["unauthenticated", "permission_denied", "unavailable", "resource_exhausted", "other"];
 }
 
 impl Ended {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Closed,
         Self::Stopped,
         Self::Unanswered,
@@ -75,6 +86,7 @@ impl Ended {
         Self::Behind,
         Self::Refused,
         Self::Broken,
+        Self::Unproven,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -87,6 +99,7 @@ impl Ended {
             Self::Behind => "behind",
             Self::Refused => "refused",
             Self::Broken => "broken",
+            Self::Unproven => "unproven",
         }
     }
 }
@@ -121,7 +134,7 @@ struct Shared {
     store: Store,
     streams: Mutex<BTreeMap<u64, Arc<Connected>>>,
     opened: AtomicU64,
-    refused: AtomicU64,
+    refusals: Mutex<BTreeMap<&'static str, u64>>,
     types: Mutex<BTreeMap<&'static str, TypeCounters>>,
     ended: Mutex<BTreeMap<Ended, u64>>,
 }
@@ -133,7 +146,7 @@ impl Clients {
             store,
             streams,
             opened: AtomicU64::new(0),
-            refused: AtomicU64::new(0),
+            refusals: Mutex::default(),
             types,
             ended,
         }))
@@ -148,9 +161,11 @@ impl Clients {
     }
 
     pub fn counters(&self) -> Counters {
+        let refusals = self.0.refusals.lock().unwrap_or_else(PoisonError::into_inner).clone();
         Counters {
             streams: self.0.opened.load(Ordering::Relaxed),
-            refused: self.0.refused.load(Ordering::Relaxed),
+            refused: refusals.values().sum(),
+            refusals,
             connected: self.streams().len(),
             types: self.0.types.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             ended: self.0.ended.lock().unwrap_or_else(PoisonError::into_inner).clone(),
@@ -178,8 +193,15 @@ impl Clients {
         Registered { clients: self.clone(), connected }
     }
 
-    pub(super) fn count_refused(&self) {
-        self.0.refused.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn count_refused(&self, code: Code) {
+        let name = match code {
+            Code::Unauthenticated => "unauthenticated",
+            Code::PermissionDenied => "permission_denied",
+            Code::Unavailable => "unavailable",
+            Code::ResourceExhausted => "resource_exhausted",
+            _ => "other",
+        };
+        *self.0.refusals.lock().unwrap_or_else(PoisonError::into_inner).entry(name).or_default() += 1;
     }
 
     pub(super) fn count_ended(&self, reason: Ended) {

@@ -17,10 +17,10 @@ use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo};
 
 use super::clients::{Clients, Connected};
 use super::grpc::{Inbound, Outbound};
+use super::proof::{self, Proof};
 use super::session::{Scope, Session, Settings};
 use super::store::Store;
 use super::stream::Stream;
-use crate::ca::authenticate::{Authenticate as _, Nodes};
 
 const DELTA: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
 const AUTHENTICATE_DEADLINE: Duration = Duration::from_secs(10);
@@ -32,6 +32,8 @@ pub struct Caller {
     pub name: Arc<str>,
     /// The node that it has proved to be on.
     pub node: Option<Arc<str>>,
+    /// What is checked again while its stream is open.
+    pub proof: Option<Proof>,
 }
 
 /// Tells who calls, by what the call carries. Nothing else of a call is read before that.
@@ -39,6 +41,12 @@ pub struct Caller {
 pub trait Authenticate: Send + Sync + 'static {
     /// Who calls, or UNAUTHENTICATED and why.
     async fn authenticate(&self, metadata: &MetadataMap) -> Result<Caller, Status>;
+
+    /// Whether what a caller has shown still counts. UNAVAILABLE means that it does for now.
+    async fn check(&self, caller: &Caller) -> Result<(), Status> {
+        let _ = caller;
+        Ok(())
+    }
 }
 
 /// The bounds of all streams together, and of each.
@@ -53,6 +61,8 @@ pub struct Limits {
     pub large_requests: usize,
     /// How many first answers that are longer than other responses are on their way at a time.
     pub large_answers: usize,
+    /// How often the token of an open stream is checked again.
+    pub check: Duration,
     pub session: Settings,
 }
 
@@ -89,6 +99,7 @@ impl Default for Limits {
             request_bytes: 200 * 1024 * 1024,
             large_requests: 8,
             large_answers: 16,
+            check: Duration::from_secs(600),
             session: Settings::default(),
         }
     }
@@ -102,20 +113,6 @@ impl Service {
     /// Ends all streams, now and to come, so that clients go elsewhere at once.
     pub fn stop(&self) {
         self.0.stop.send_replace(true);
-    }
-}
-
-/// The nodes file of the CA: a node's bearer token.
-#[tonic::async_trait]
-impl Authenticate for Nodes {
-    async fn authenticate(&self, metadata: &MetadataMap) -> Result<Caller, Status> {
-        let header = metadata.get("authorization").and_then(|value| value.to_str().ok());
-        let token = header
-            .and_then(|header| header.strip_prefix("Bearer "))
-            .ok_or_else(|| Status::unauthenticated("the call carries no bearer token"))?;
-        let name: Arc<str> =
-            self.node(token).map_err(|refused| Status::unauthenticated(refused.to_string()))?.into();
-        Ok(Caller { node: Some(Arc::clone(&name)), name })
     }
 }
 
@@ -136,7 +133,7 @@ impl tonic::codegen::Service<http::Request<Body>> for Service {
         let shared = Arc::clone(&self.0);
         Box::pin(async move {
             Ok(shared.open(request).await.unwrap_or_else(|status| {
-                shared.clients.count_refused();
+                shared.clients.count_refused(status.code());
                 status.into_http()
             }))
         })
@@ -184,8 +181,11 @@ impl Shared {
         })?;
         let place = self.place(&caller)?;
         let id = self.clients.next_id();
-        let session = Session::new(id, self.limits.session, Arc::clone(&self.scope), caller.node);
-        let caller = caller.name;
+        let node = caller.node.clone();
+        let session = Session::new(id, self.limits.session, Arc::clone(&self.scope), node);
+        let name = Arc::clone(&caller.name);
+        let lost = proof::lost(Arc::clone(&self.authenticate), caller, self.limits.check);
+        let (lost, caller) = (Box::pin(lost), name);
         tracing::info!(%caller, peer = peer.map(tracing::field::display), "xDS client connected");
         let (responses, queue) = mpsc::channel(1);
         let (end, taken) = (Arc::new(OnceLock::new()), Arc::default());
@@ -206,6 +206,7 @@ impl Shared {
                 session: Mutex::new(session),
             }),
             stop: self.stop.subscribe(),
+            lost,
         };
         tokio::spawn(stream.run());
         let mut response = http::Response::new(Body::new(Outbound::new(queue, taken, end, place)));

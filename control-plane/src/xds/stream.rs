@@ -40,6 +40,8 @@ pub(super) struct Stream<B> {
     pub(super) clients: Clients,
     pub(super) registered: Registered,
     pub(super) stop: watch::Receiver<bool>,
+    /// Ends when the caller's token counts no more.
+    pub(super) lost: Pin<Box<dyn Future<Output = Status> + Send>>,
 }
 
 /// What there was to do.
@@ -150,6 +152,7 @@ where
                     Err(_) => Event::Stop("there is nothing to serve any more"),
                 },
                 Some(given) = room.given() => Event::Room(given),
+                status = &mut self.lost => return Ending::new(Ended::Unproven, status),
                 () = until(deadline) => Event::Deadline,
             };
             match event {

@@ -32,7 +32,7 @@ impl Authenticate for TokenIsName {
         let header = metadata.get("authorization").and_then(|value| value.to_str().ok());
         let name = header.and_then(|header| header.strip_prefix("Bearer ")).filter(|name| !name.is_empty());
         let name: Arc<str> = name.ok_or_else(|| Status::unauthenticated("no token"))?.into();
-        Ok(Caller { node: Some(Arc::clone(&name)), name })
+        Ok(Caller { node: Some(Arc::clone(&name)), name, proof: None })
     }
 }
 
@@ -45,9 +45,13 @@ pub struct Controller {
 
 impl Controller {
     pub async fn start(limits: Limits) -> Self {
+        Self::start_with(limits, Arc::new(TokenIsName)).await
+    }
+
+    pub async fn start_with(limits: Limits, authenticate: Arc<dyn Authenticate>) -> Self {
         let (mut writer, store) = store();
         writer.complete();
-        let service = service(store, Arc::new(TokenIsName), Arc::new(Everything), limits);
+        let service = service(store, authenticate, Arc::new(Everything), limits);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel::<()>();

@@ -21,9 +21,10 @@ const LEVELS: &[&[&str]] = &[
 /// Local crates that each crate may depend on, outside its tests.
 const CRATES: &[(&str, &[&str])] = &[
     ("ztunnel/model", &[]),
-    ("redirect", &[]),
+    ("reflector", &[]),
+    ("redirect", &["reflector"]),
     ("xds-client", &[]),
-    ("control-plane", &["ztunnel-model", "xds-client"]),
+    ("control-plane", &["ztunnel-model", "xds-client", "reflector"]),
     ("ztunnel", &["ztunnel-model", "redirect", "xds-client"]),
     ("ztunnel/lab", &["ztunnel-model", "ztunnel", "redirect", "control-plane"]),
     ("ztunnel/ctl", &["ztunnel-lab"]),
@@ -141,6 +142,7 @@ fn crates_depend_on_what_they_may() {
         "ztunnel-model",
         "ztunnel",
         "redirect",
+        "reflector",
         "xds-client",
         "control-plane",
         "ztunnel-lab",
@@ -159,6 +161,31 @@ fn crates_depend_on_what_they_may() {
     }
 }
 
+/// The only places that may name the crate `kube`; everything else knows objects of the API by what became of them.
+const KUBE: &[&str] = &["reflector/src", "redirect/src/source/kube", "control-plane/src/source/kube"];
+
+#[test]
+fn the_kubernetes_api_is_asked_in_its_rooms_only() {
+    let mut wrong = Vec::new();
+    for folder in ["ztunnel", "redirect", "reflector", "xds-client", "control-plane", "benches"] {
+        for path in sources(&root().join(folder)).into_iter().filter(|path| !is_test(path)) {
+            let inside = path.strip_prefix(root()).expect("found below it");
+            let text = code(&path);
+            let named = ["kube", "k8s_openapi"].iter().any(|library| names(&text, library));
+            if named && !KUBE.iter().any(|room| inside.starts_with(room)) {
+                wrong.push(inside.display().to_string());
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "the crate kube is named in {}", wrong.join(", "));
+}
+
+/// Whether code names a library, as opposed to a module of the same name.
+fn names(code: &str, library: &str) -> bool {
+    code.match_indices(&format!("{library}::"))
+        .any(|(at, _)| !code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':'))
+}
+
 #[test]
 fn libraries_stay_in_their_rooms() {
     let folder = root().join("ztunnel/src");
@@ -167,10 +194,7 @@ fn libraries_stay_in_their_rooms() {
         let inside = path.strip_prefix(&folder).expect("found below it").to_string_lossy().into_owned();
         let text = code(&path);
         for (library, rooms) in CONFINED {
-            let named = text
-                .match_indices(&format!("{library}::"))
-                .any(|(at, _)| !text[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':'));
-            if named && !rooms.iter().any(|room| inside.starts_with(room)) {
+            if names(&text, library) && !rooms.iter().any(|room| inside.starts_with(room)) {
                 wrong.push(format!("{inside} names {library}"));
             }
         }
@@ -184,7 +208,7 @@ fn libraries_stay_in_their_rooms() {
 #[test]
 fn files_stay_readable() {
     let mut wrong = Vec::new();
-    for path in ["ztunnel", "redirect", "xds-client", "control-plane", "benches"]
+    for path in ["ztunnel", "redirect", "reflector", "xds-client", "control-plane", "benches"]
         .iter()
         .flat_map(|folder| sources(&root().join(folder)))
     {

@@ -76,21 +76,46 @@ fn all_mistakes_of_a_file_are_told_without_any_token() {
     assert!(error.contains("tokens") && error.contains("line 1"), "{error}");
 }
 
-#[test]
-fn a_token_may_have_an_end_and_its_end_is_told() {
+#[tokio::test]
+async fn a_token_may_have_an_end_and_its_end_is_told() {
     let text = r#"{"nodes":[
         {"name":"a","token":"old","expires":"2020-01-01T00:00:00Z","identities":[]},
         {"name":"b","token":"new","expires":"2999-01-01T00:00:00+02:00","identities":["spiffe://cluster.local/ns/shop/sa/cart"]}]}"#;
     let file = NodesFile::new("expiry", text);
     let nodes = Nodes::open(&file.0).unwrap();
     assert!(nodes.authenticate("old").is_none());
-    let refused = Authenticate::node(&nodes, "old").unwrap_err();
-    assert!(matches!(&refused, Refused::Expired { node, ago_s } if node == "a" && *ago_s > 0), "{refused}");
-    assert_eq!(Authenticate::node(&nodes, "none"), Err(Refused::Unknown));
-    assert_eq!(Authenticate::node(&nodes, "new").as_deref(), Ok("b"));
+    let refused = nodes.node("old").await.unwrap_err();
+    assert!(refused.to_string().starts_with("the bearer token of node a expired "), "{refused}");
+    assert_eq!(nodes.node("none").await, Err(Refused::Unknown));
+    let proven = nodes.node("new").await.unwrap();
+    assert!(proven.node == "b" && proven.expires.is_some_and(|end| end > SystemTime::now()), "{proven:?}");
     assert!(nodes.may_hold("b", &CART.parse().unwrap()));
     assert!(!nodes.may_hold("a", &CART.parse().unwrap()));
     let file = NodesFile::new("expiry-wrong", &text.replace("2020-01-01T00:00:00Z", "soon"));
     let error = Nodes::open(&file.0).unwrap_err().to_string();
     assert!(error.contains("node a") && error.contains("soon"), "{error}");
+}
+
+/// Knows one token.
+struct Knows(&'static str, Refused);
+
+#[tonic::async_trait]
+impl Authenticate for Knows {
+    async fn node(&self, token: &str) -> Result<Proven, Refused> {
+        if token == self.0 {
+            Ok(Proven { node: self.0.to_owned(), expires: None })
+        } else {
+            Err(self.1.clone())
+        }
+    }
+}
+
+#[tokio::test]
+async fn of_several_the_first_that_knows_a_token_decides() {
+    let away = Refused::Unavailable { reason: "away".to_owned() };
+    let any = AnyOf(vec![Arc::new(Knows("a", Refused::Unknown)), Arc::new(Knows("b", away.clone()))]);
+    assert_eq!(any.node("a").await.unwrap().node, "a");
+    assert_eq!(any.node("b").await.unwrap().node, "b");
+    assert_eq!(any.node("c").await, Err(away));
+    assert_eq!(AnyOf(Vec::new()).node("a").await, Err(Refused::Unknown));
 }

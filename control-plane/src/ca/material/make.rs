@@ -27,6 +27,13 @@ pub(in crate::ca) fn self_made() -> Result<Material, Error> {
     })
 }
 
+/// A new root in PEM, in the parts of a set: certificate and key.
+pub fn new_root() -> Result<(String, Zeroizing<String>), Error> {
+    let pair = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
+    let root = super::pem(&certificate(&pair)?);
+    Ok((root, Zeroizing::new(pair.serialize_pem())))
+}
+
 impl Material {
     /// Makes a root in a folder that holds nothing of a set, or the key of one alone, as a stop between two writes leaves
     /// it; no client has seen a certificate of that key.

@@ -25,6 +25,7 @@ use rustls::pki_types::pem::PemObject;
 use super::files;
 
 pub use chain::Expiry;
+pub use make::new_root;
 pub(super) use make::self_made;
 
 pub const CERTIFICATE: &str = "tls.crt";

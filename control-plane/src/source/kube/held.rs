@@ -3,7 +3,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::follow::Told;
+use reflector::Told;
+
+use super::resource::{self, Resource};
 use crate::object::{Change, Key, Kind, Name};
 use crate::source::file::{Manifest, Mistake};
 
@@ -51,8 +53,8 @@ impl Held {
         let objects = self.kinds.entry(kind).or_default();
         match told {
             Told::Listing => objects.listing += 1,
-            Told::Set(manifest) => return self.set(kind, *manifest, changes),
-            Told::Gone(name) => return self.remove(kind, &name, changes),
+            Told::Set(object) => return self.set(kind, Resource::of(kind).read(object), changes),
+            Told::Gone(object) => return self.remove(kind, &resource::name(&object), changes),
             Told::Listed => {
                 objects.is_complete = true;
                 let listing = objects.listing;

@@ -1,76 +1,46 @@
 //! A Kubernetes cluster that is followed through its API: namespaces, nodes, pods, services, endpoint slices and Istio's
 //! security policies.
 //!
-//! Nothing that worked is lost while the API server is away, slow, overloaded or confused: each kind has a follower of its
-//! own (`follow`) that comes back with a growing pause, and an object goes when the API server has said so, or has
-//! listed all of its kind without it. Objects are read as manifests are, with the same mistakes and the same safe side
-//! (`source::file` has the table); a mistake is told with the object and the field.
+//! Nothing that worked is lost while the API server is away, slow, overloaded or confused: each kind has a [`Follower`] of its
+//! own that comes back with a growing pause, and an object goes when the API server has said so, or has listed all of its kind
+//! without it. Objects are read as manifests are, with the same mistakes and the same safe side (`source::file` has the
+//! table); a mistake is told with the object and the field.
 //!
-//! The followers are this module's and not kube-runtime's: that opens a watch that ends at once again without a pause, has no
-//! deadline for a list, holds to a version that the API server refuses for ever, and logs a list that it cannot read in whole.
-//! Of `kube` comes what is hard to do well: how to reach the API server and to prove who we are (in a cluster, or by
-//! KUBECONFIG, with tokens and roots that rotate), and how it is asked.
-//!
-//! The crate `kube` is used here and nowhere else.
+//! What else passes between a controller and its cluster is here too, each in one module and each by `call`, one request with
+//! a deadline: `review` asks whose a token is, `secret` shares the CA's signing material, `lease` elects the one controller
+//! that acts for all, and that one publishes the `roots` and makes a `report` of each policy. These know what they are to say
+//! from closures, not from the index.
 
-mod ask;
-mod follow;
+mod call;
 mod held;
-mod keep;
+mod lease;
+mod report;
 mod resource;
+mod review;
+mod roots;
+mod secret;
 
 use std::time::Duration;
 
-use kube::{Client, Config};
+pub use reflector::{Error, Timing};
+use reflector::{Follower, Told};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use self::follow::{Follower, Told};
 use self::held::Held;
 use self::resource::RESOURCES;
 use super::file::Mistake;
 use crate::object::{Change, Kind};
 
+pub use self::call::Api;
+pub use self::lease::{Candidate, Terms};
+pub use self::report::{Enforced, Reporter, Verdict, Verdicts};
+pub use self::review::Reviewer;
+pub use self::roots::{RootPublisher, Wanted};
+pub use self::secret::{Error as SecretError, SigningSecret};
+
 /// Objects that were heard of and not taken yet; the followers wait behind them.
 const QUEUE: usize = 256;
-const CONNECT: Duration = Duration::from_secs(10);
-
-/// How long what takes.
-#[derive(Clone, Copy, Debug)]
-pub struct Timing {
-    /// A page of a list, and the beginning of a watch.
-    pub answer: Duration,
-    /// The API server is to end a watch after so long, and we begin it anew.
-    pub watch: Duration,
-    /// A watch on which nothing was heard for so long is dead.
-    pub stalled: Duration,
-    /// After the first failure. Each time twice as long.
-    pub first_pause: Duration,
-    pub longest_pause: Duration,
-    /// A watch that lived so long has worked.
-    pub steady: Duration,
-}
-
-impl Default for Timing {
-    fn default() -> Self {
-        Self {
-            answer: Duration::from_secs(60),
-            watch: Duration::from_secs(120),
-            stalled: Duration::from_secs(150),
-            first_pause: Duration::from_millis(200),
-            longest_pause: Duration::from_secs(30),
-            steady: Duration::from_secs(1),
-        }
-    }
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error("no way to the Kubernetes API, neither as a pod of the cluster nor by KUBECONFIG: {0}")]
-    Where(#[source] Box<kube::config::InferConfigError>),
-    #[error("no client for the Kubernetes API: {0}")]
-    Client(#[source] Box<kube::Error>),
-}
 
 /// What is known of the cluster.
 pub struct Cluster {
@@ -80,24 +50,16 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// The cluster whose pod this is, or that KUBECONFIG names.
-    pub async fn infer() -> Result<Self, Error> {
-        let config = Config::infer().await.map_err(|error| Error::Where(Box::new(error)))?;
-        Self::open(config, Timing::default())
-    }
-
     /// Begins to follow.
-    pub fn open(mut config: Config, timing: Timing) -> Result<Self, Error> {
-        config.connect_timeout = Some(CONNECT);
-        // The followers do.
-        config.default_retry = false;
-        let client = Client::try_from(config).map_err(|error| Error::Client(Box::new(error)))?;
+    pub fn open(api: &Api, timing: Timing) -> Self {
         let (out, told) = mpsc::channel(QUEUE);
         let mut followers = JoinSet::new();
         for resource in &RESOURCES {
-            followers.spawn(Follower::new(client.clone(), resource, timing, out.clone()).run());
+            followers.spawn(
+                Follower::new(api.client(), resource.followed(), timing, resource.kind, out.clone()).run(),
+            );
         }
-        Ok(Self { held: Held::default(), told, _followers: followers })
+        Self { held: Held::default(), told, _followers: followers }
     }
 
     /// Waits until every kind was heard of in whole once, and says what there is.
@@ -131,6 +93,26 @@ impl Cluster {
         }
         let differ = told.into_iter().map(|(kind, told)| self.held.take(kind, told, changes));
         differ.fold(false, |some, one| some | one)
+    }
+}
+
+/// From one failure to the next: each time twice as long, and less by up to half, so that not all come at once.
+#[derive(Debug)]
+struct Pauses {
+    next: Duration,
+}
+
+impl Default for Pauses {
+    fn default() -> Self {
+        Self { next: Duration::from_millis(200) }
+    }
+}
+
+impl Pauses {
+    fn next(&mut self) -> Duration {
+        let pause = self.next;
+        self.next = (pause * 2).min(Duration::from_secs(10));
+        pause.mul_f64(rand::random_range(0.5..=1.0))
     }
 }
 

@@ -1,9 +1,10 @@
 //! The kinds that are followed: where the API has them, and what is read of them.
 
+use reflector::Keep::{self, All, But, Nothing, Only};
 use serde_json::Value;
 
-use super::keep::Keep::{self, All, But, Nothing, Only};
-use crate::object::Kind;
+use crate::object::{Key, Kind, Name};
+use crate::source::file::{Manifest, read_json};
 
 #[derive(Debug)]
 pub(super) struct Resource {
@@ -124,12 +125,38 @@ const POD: Keep = Only(&[
 const POLICY: Keep = But(&[("metadata", METADATA), ("status", Nothing)]);
 
 impl Resource {
+    pub(super) fn of(kind: Kind) -> &'static Self {
+        RESOURCES.iter().find(|one| one.kind == kind).expect("invariant: only these are followed")
+    }
+
+    pub(super) fn followed(&self) -> reflector::Resource {
+        reflector::Resource {
+            name: self.kind.as_str(),
+            path: self.path.into(),
+            metadata_only: self.metadata_only,
+            custom: self.custom,
+            keep: self.keep,
+            field_selector: None,
+        }
+    }
+
+    pub(super) fn read(&self, object: Value) -> Manifest {
+        let key = Key::new(self.kind, &name(&object));
+        let object = self.complete(object);
+        read_json(&object.to_string(), &format!("Kubernetes: {key}"))
+    }
+
     /// The API leaves them out in lists, and names others where only the metadata was asked for.
-    pub(super) fn complete(&self, mut object: Value) -> Value {
+    fn complete(&self, mut object: Value) -> Value {
         if let Value::Object(fields) = &mut object {
             fields.insert("apiVersion".to_owned(), self.version.into());
             fields.insert("kind".to_owned(), self.kind.as_str().into());
         }
         object
     }
+}
+
+pub(super) fn name(object: &Value) -> Name {
+    let text = |key: &str| object["metadata"][key].as_str().unwrap_or_default();
+    Name::new(text("namespace"), text("name"))
 }

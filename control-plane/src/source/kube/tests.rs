@@ -1,11 +1,13 @@
-mod server;
+pub(super) mod store;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
 
+use reflector::scripted::{DEADLINE, Server, list};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use self::server::{DEADLINE, Server, list};
 use super::*;
 use crate::ca::authenticate::Residents;
 use crate::index;
@@ -29,8 +31,8 @@ struct Following {
 
 impl Following {
     fn open(server: &Server, timing: Timing) -> Self {
-        let address = format!("http://{}", server.address).parse().expect("it is an address");
-        let cluster = Cluster::open(Config::new(address), timing).expect("a client");
+        let api = Api::open(server.config(), DEADLINE).expect("a client");
+        let cluster = Cluster::open(&api, timing);
         Self { cluster, objects: BTreeMap::new() }
     }
 
@@ -353,6 +355,23 @@ async fn the_mesh_is_served_once_all_kinds_are_read() {
     let identity = "spiffe://cluster.local/ns/shop/sa/default".parse().expect("it is an identity");
     assert!(!store.is_complete() && !view.may_hold("n1", &identity));
     last.answer(200, &list("1", "", [pod("a", "1")])).await;
-    let _mesh = timeout(DEADLINE, started).await.expect("it is heard of in whole").expect("no panic");
+    let mesh = timeout(DEADLINE, started).await.expect("it is heard of in whole").expect("no panic");
     assert!(store.is_complete() && view.may_hold("n1", &identity) && !view.may_hold("n2", &identity));
+
+    // Its proxy asks for a certificate before the pod has an address.
+    let mut watch = pods.watch("1").await.open().await;
+    let _following = tokio::spawn(mesh.follow(tokio::sync::watch::channel(Arc::default()).1));
+    let mut changes = view.changes();
+    let mut early = json!({"metadata": {"name": "b", "namespace": "shop", "resourceVersion": "2"}});
+    early["spec"] = json!({"serviceAccountName": "default", "containers": [{"name": "c"}]});
+    early["status"] = json!({"phase": "Pending"});
+    watch.event("ADDED", early.clone()).await;
+    let mut changed =
+        async || timeout(DEADLINE, changes.changed()).await.expect("it is heard of").expect("it is told");
+    changed().await;
+    assert!(!view.may_hold("n2", &identity), "it is on no node yet");
+    early["spec"]["nodeName"] = "n2".into();
+    watch.event("MODIFIED", early).await;
+    changed().await;
+    assert!(view.may_hold("n2", &identity));
 }

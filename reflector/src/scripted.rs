@@ -1,11 +1,12 @@
 //! An API server that says what the test tells it to, over HTTP, to the byte. Kinds that a test does not ask for are empty,
-//! and nothing happens to them.
+//! nothing happens to them, and what is made of them is taken.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use kube::Config;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -13,32 +14,35 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-pub(super) const DEADLINE: Duration = Duration::from_secs(20);
+pub const DEADLINE: Duration = Duration::from_secs(20);
 
 type Scripted = Arc<Mutex<HashMap<String, mpsc::UnboundedSender<Ask>>>>;
 
-pub(super) struct Server {
-    pub(super) address: SocketAddr,
+pub struct Server {
+    pub address: SocketAddr,
     scripted: Scripted,
     accepting: Option<JoinSet<()>>,
 }
 
 /// The requests for one kind, in the order in which they come.
-pub(super) struct Asked(mpsc::UnboundedReceiver<Ask>);
+pub struct Asked(mpsc::UnboundedReceiver<Ask>);
 
 /// A request that waits for its answer. Without one the connection is closed.
-pub(super) struct Ask {
+pub struct Ask {
+    /// Of what is to be made; null where nothing is.
+    pub body: Value,
+    pub path: String,
     /// What stands behind the `?`.
-    pub(super) query: String,
-    pub(super) accept: String,
+    pub query: String,
+    pub accept: String,
     stream: TcpStream,
 }
 
 /// A watch. Broken off in the middle unless it is ended.
-pub(super) struct Open(TcpStream);
+pub struct Open(TcpStream);
 
 impl Server {
-    pub(super) async fn start() -> Self {
+    pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("it is bound");
         let mut server = Self { address, scripted: Scripted::default(), accepting: None };
@@ -46,21 +50,25 @@ impl Server {
         server
     }
 
-    /// From now on the test answers what is asked of this kind.
-    pub(super) fn asked(&self, plural: &str) -> Asked {
+    pub fn config(&self) -> Config {
+        Config::new(format!("http://{}", self.address).parse().expect("it is an address"))
+    }
+
+    /// From now on the test answers what is asked of this kind, or of the one object at a path.
+    pub fn asked(&self, plural_or_path: &str) -> Asked {
         let (requests, asked) = mpsc::unbounded_channel();
-        self.scripted.lock().expect("no test panicked with it").insert(plural.to_owned(), requests);
+        self.scripted.lock().expect("no test panicked with it").insert(plural_or_path.to_owned(), requests);
         Asked(asked)
     }
 
     /// Nobody listens, and all connections are gone.
-    pub(super) async fn go_away(&mut self) {
+    pub async fn go_away(&mut self) {
         if let Some(mut accepting) = self.accepting.take() {
             accepting.shutdown().await;
         }
     }
 
-    pub(super) async fn come_back(&mut self) {
+    pub async fn come_back(&mut self) {
         let listener = TcpListener::bind(self.address).await.expect("the port is free again");
         self.accept(listener);
     }
@@ -87,36 +95,55 @@ async fn serve(mut stream: TcpStream, scripted: Scripted) {
         }
     }
     let head = String::from_utf8(head).expect("a head is text");
+    let field = |name: &str| head.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+    let mut body = vec![0; field("content-length: ").parse().unwrap_or(0)];
+    if stream.read_exact(&mut body).await.is_err() {
+        return;
+    }
     let target = head.split(' ').nth(1).expect("a request has a target");
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let plural = path.rsplit('/').next().expect("there is a last one");
-    let accept = head.lines().find_map(|line| line.strip_prefix("accept: ")).unwrap_or_default();
-    let ask = Ask { query: query.to_owned(), accept: accept.to_owned(), stream };
-    let requests = scripted.lock().expect("no test panicked with it").get(plural).cloned();
+    let ask = Ask {
+        body: serde_json::from_slice(&body).unwrap_or_default(),
+        path: path.to_owned(),
+        query: query.to_owned(),
+        accept: field("accept: ").to_owned(),
+        stream,
+    };
+    let requests = {
+        let scripted = scripted.lock().expect("no test panicked with it");
+        scripted.get(path).or_else(|| scripted.get(plural)).cloned()
+    };
     match requests {
         Some(requests) => drop(requests.send(ask)),
         None if ask.is_watch() => {
             let _open = ask.open().await;
             std::future::pending::<()>().await;
         }
+        None if !ask.body.is_null() => {
+            let made = ask.body.clone();
+            ask.answer(201, &made).await;
+        }
+        // namespaces/NAMESPACE/PLURAL/NAME
+        None if path.split('/').rev().nth(3) == Some("namespaces") => ask.refuse(404, "not found").await,
         None => ask.answer(200, &list("1", "", [])).await,
     }
 }
 
 impl Asked {
-    pub(super) async fn next(&mut self) -> Ask {
+    pub async fn next(&mut self) -> Ask {
         let next = timeout(DEADLINE, self.0.recv()).await.expect("nothing is asked");
         next.expect("the server is there as long as the test")
     }
 
-    pub(super) async fn list(&mut self) -> Ask {
+    pub async fn list(&mut self) -> Ask {
         let ask = self.next().await;
         assert!(!ask.is_watch(), "{}", ask.query);
         ask
     }
 
     /// A watch from this version.
-    pub(super) async fn watch(&mut self, version: &str) -> Ask {
+    pub async fn watch(&mut self, version: &str) -> Ask {
         let ask = self.next().await;
         let from = ask.query.split('&').find_map(|one| one.strip_prefix("resourceVersion="));
         assert!(ask.is_watch() && from == Some(version), "not from {version}: {}", ask.query);
@@ -126,26 +153,26 @@ impl Asked {
 }
 
 impl Ask {
-    pub(super) fn is_watch(&self) -> bool {
+    pub fn is_watch(&self) -> bool {
         self.query.contains("watch=true")
     }
 
-    pub(super) async fn answer(self, status: u16, body: &Value) {
+    pub async fn answer(self, status: u16, body: &Value) {
         self.send(status, &body.to_string(), 0).await;
     }
 
-    pub(super) async fn refuse(self, status: u16, message: &str) {
+    pub async fn refuse(self, status: u16, message: &str) {
         let body = json!({"kind": "Status", "status": "Failure", "message": message, "code": status});
         self.answer(status, &body).await;
     }
 
     /// Less than was announced.
-    pub(super) async fn answer_half(self, body: &Value) {
+    pub async fn answer_half(self, body: &Value) {
         let text = body.to_string();
         self.send(200, &text[..text.len() / 2], text.len() - text.len() / 2).await;
     }
 
-    pub(super) async fn send(mut self, status: u16, body: &str, missing: usize) {
+    pub async fn send(mut self, status: u16, body: &str, missing: usize) {
         let length = body.len() + missing;
         let head = format!(
             "HTTP/1.1 {status} x\r\ncontent-type: application/json\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n"
@@ -154,7 +181,7 @@ impl Ask {
         let _ = self.stream.write_all(format!("{head}{body}").as_bytes()).await;
     }
 
-    pub(super) async fn open(mut self) -> Open {
+    pub async fn open(mut self) -> Open {
         let head = "HTTP/1.1 200 x\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n";
         let _ = self.stream.write_all(head.as_bytes()).await;
         Open(self.stream)
@@ -162,21 +189,21 @@ impl Ask {
 }
 
 impl Open {
-    pub(super) async fn event(&mut self, r#type: &str, object: Value) {
+    pub async fn event(&mut self, r#type: &str, object: Value) {
         self.line(&format!("{}\n", json!({"type": r#type, "object": object}))).await;
     }
 
-    pub(super) async fn line(&mut self, text: &str) {
+    pub async fn line(&mut self, text: &str) {
         let chunk = format!("{:x}\r\n{text}\r\n", text.len());
         self.0.write_all(chunk.as_bytes()).await.expect("it is watched");
     }
 
-    pub(super) async fn end(mut self) {
+    pub async fn end(mut self) {
         self.0.write_all(b"0\r\n\r\n").await.expect("it is watched");
     }
 
     /// Until the other side has closed the connection.
-    pub(super) async fn abandoned(mut self) {
+    pub async fn abandoned(mut self) {
         let mut byte = [0];
         let read = timeout(DEADLINE, self.0.read(&mut byte)).await.expect("it is watched for ever");
         assert!(matches!(read, Ok(0) | Err(_)));
@@ -184,10 +211,10 @@ impl Open {
 }
 
 /// As the API writes lists: its objects do not say what they are.
-pub(super) fn list<const N: usize>(version: &str, next: &str, objects: [Value; N]) -> Value {
+pub fn list(version: &str, next: &str, objects: impl Into<Vec<Value>>) -> Value {
     json!({
         "kind": "SomeList", "apiVersion": "v1",
         "metadata": {"resourceVersion": version, "continue": next},
-        "items": objects.to_vec(),
+        "items": objects.into(),
     })
 }

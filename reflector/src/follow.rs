@@ -17,11 +17,8 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
-use super::Timing;
 use super::ask::{self, Event, Trouble, Watch};
-use super::resource::Resource;
-use crate::object::{Key, Kind, Name};
-use crate::source::file::{Manifest, read_json};
+use super::{Resource, Timing};
 
 /// Objects to a page, as long as these are not too long.
 const PAGE: u32 = 250;
@@ -32,21 +29,24 @@ const LONGEST_REQUESTED_PAUSE: Duration = Duration::from_secs(60);
 
 /// What is heard of the objects of a kind.
 #[derive(Debug)]
-pub(super) enum Told {
+pub enum Told {
     /// All that there are follow, up to `Listed`.
     Listing,
-    Set(Box<Manifest>),
-    Gone(Name),
+    Set(Value),
+    /// As it was last.
+    Gone(Value),
     Listed,
     /// The API server does not have this kind.
     Absent,
 }
 
-pub(super) struct Follower {
+/// Tells of one kind under a key.
+pub struct Follower<K> {
     client: Client,
-    resource: &'static Resource,
+    resource: Resource,
     timing: Timing,
-    out: mpsc::Sender<(Kind, Told)>,
+    key: K,
+    out: mpsc::Sender<(K, Told)>,
     page: u32,
     failures: u32,
     refusals: u32,
@@ -54,18 +54,19 @@ pub(super) struct Follower {
     trouble: Option<String>,
 }
 
-impl Follower {
-    pub(super) fn new(
+impl<K: Copy> Follower<K> {
+    pub fn new(
         client: Client,
-        resource: &'static Resource,
+        resource: Resource,
         timing: Timing,
-        out: mpsc::Sender<(Kind, Told)>,
+        key: K,
+        out: mpsc::Sender<(K, Told)>,
     ) -> Self {
-        Self { client, resource, timing, out, page: PAGE, failures: 0, refusals: 0, trouble: None }
+        Self { client, resource, timing, key, out, page: PAGE, failures: 0, refusals: 0, trouble: None }
     }
 
     /// Ends when nobody listens any more.
-    pub(super) async fn run(mut self) {
+    pub async fn run(mut self) {
         let mut version = None;
         loop {
             let outcome = match version.take() {
@@ -97,14 +98,13 @@ impl Follower {
         let mut next = None;
         let mut is_first = true;
         loop {
-            let page = ask::page(&self.client, self.resource, next, self.page, &self.timing).await?;
+            let page = ask::page(&self.client, &self.resource, next, self.page, &self.timing).await?;
             if is_first {
                 self.tell(Told::Listing).await?;
                 is_first = false;
             }
             for object in page.objects {
-                let manifest = self.read(object);
-                self.tell(Told::Set(manifest)).await?;
+                self.tell(Told::Set(object)).await?;
             }
             next = page.next;
             if next.is_none() {
@@ -117,7 +117,7 @@ impl Follower {
 
     /// Until the watch ends; `version` goes along with what was told.
     async fn watch(&mut self, version: &mut String) -> Result<(), Trouble> {
-        let mut watch = ask::watch(&self.client, self.resource, version, &self.timing).await?;
+        let mut watch = ask::watch(&self.client, &self.resource, version, &self.timing).await?;
         self.is_well();
         self.drain(&mut watch, version).await
     }
@@ -132,14 +132,13 @@ impl Follower {
                 Event::Bookmark(now) => now,
                 Event::Set(object) => {
                     let now = ask::version(&object).to_owned();
-                    let manifest = self.read(object);
-                    self.tell(Told::Set(manifest)).await?;
+                    self.tell(Told::Set(object)).await?;
                     now
                 }
                 Event::Gone(object) => {
-                    let text = |key: &str| object["metadata"][key].as_str().unwrap_or_default();
-                    self.tell(Told::Gone(Name::new(text("namespace"), text("name")))).await?;
-                    ask::version(&object).to_owned()
+                    let now = ask::version(&object).to_owned();
+                    self.tell(Told::Gone(object)).await?;
+                    now
                 }
             };
             self.refusals = 0;
@@ -148,13 +147,6 @@ impl Follower {
             }
         }
         Ok(())
-    }
-
-    fn read(&self, object: Value) -> Box<Manifest> {
-        let text = |key: &str| object["metadata"][key].as_str().unwrap_or_default();
-        let key = Key::new(self.resource.kind, &Name::new(text("namespace"), text("name")));
-        let object = self.resource.complete(object);
-        Box::new(read_json(&object.to_string(), &format!("Kubernetes: {key}")))
     }
 
     /// Whether there is no watching from the same version any more.
@@ -175,11 +167,11 @@ impl Follower {
     }
 
     async fn suffer(&mut self, trouble: Trouble) {
-        let kind = self.resource.kind.as_str();
+        let kind = self.resource.name;
         let mut at_least = Duration::ZERO;
         match &trouble {
             Trouble::Refused { code: 404, .. } if self.resource.custom => {
-                if self.out.send((self.resource.kind, Told::Absent)).await.is_err() {
+                if self.tell(Told::Absent).await.is_err() {
                     return;
                 }
                 if self.is_new("absent".to_owned()) {
@@ -212,7 +204,7 @@ impl Follower {
 
     fn is_well(&mut self) {
         if self.trouble.take().is_some() {
-            tracing::info!(kind = self.resource.kind.as_str(), "the API server is heard again");
+            tracing::info!(kind = self.resource.name, "the API server is heard again");
         }
     }
 
@@ -222,7 +214,7 @@ impl Follower {
     }
 
     async fn tell(&self, told: Told) -> Result<(), Trouble> {
-        self.out.send((self.resource.kind, told)).await.map_err(|_| Trouble::Unheard)
+        self.out.send((self.key, told)).await.map_err(|_| Trouble::Unheard)
     }
 }
 

@@ -12,9 +12,7 @@ use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess
 use serde_json::Value;
 use tokio::time::timeout;
 
-use super::Timing;
-use super::keep::Keep;
-use super::resource::Resource;
+use super::{Keep, Resource, Timing};
 
 /// Whoever gets a longer one asks for fewer objects.
 const LONGEST_PAGE: u64 = 64 << 20;
@@ -23,7 +21,7 @@ const LONGEST_EVENT: u64 = 16 << 20;
 
 /// Why there is no answer, or no use in it.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Trouble {
+pub enum Trouble {
     #[error("{code} {reason}")]
     Refused { code: u16, reason: String, retry_after: Option<Duration> },
     #[error("cannot be reached: {0}")]
@@ -73,8 +71,10 @@ pub(super) async fn page(
     limit: u32,
     timing: &Timing,
 ) -> Result<Page, Trouble> {
-    let asked = ListParams { limit: Some(limit), continue_token: from, ..ListParams::default() };
-    let request = Request::new(resource.path);
+    let field_selector = resource.field_selector.clone();
+    let asked =
+        ListParams { limit: Some(limit), continue_token: from, field_selector, ..ListParams::default() };
+    let request = Request::new(&*resource.path);
     let request = match resource.metadata_only {
         true => request.list_metadata(&asked),
         false => request.list(&asked),
@@ -106,8 +106,10 @@ pub(super) async fn watch(
     timing: &Timing,
 ) -> Result<Watch<impl AsyncBufRead + Unpin + use<>>, Trouble> {
     let seconds = u32::try_from(timing.watch.as_secs()).unwrap_or(u32::MAX).clamp(1, 294);
-    let asked = WatchParams { timeout: Some(seconds), bookmarks: true, ..WatchParams::default() };
-    let request = Request::new(resource.path);
+    let field_selector = resource.field_selector.clone();
+    let asked =
+        WatchParams { timeout: Some(seconds), bookmarks: true, field_selector, ..WatchParams::default() };
+    let request = Request::new(&*resource.path);
     let request = match resource.metadata_only {
         true => request.watch_metadata(&asked, version),
         false => request.watch(&asked, version),
@@ -166,11 +168,11 @@ pub(super) fn version(object: &Value) -> &str {
     object["metadata"]["resourceVersion"].as_str().unwrap_or_default()
 }
 
-fn unreadable(error: serde_json::Error) -> Trouble {
+pub(super) fn unreadable(error: serde_json::Error) -> Trouble {
     Trouble::Unreadable(error.to_string())
 }
 
-fn trouble(error: kube::Error) -> Trouble {
+pub(super) fn trouble(error: kube::Error) -> Trouble {
     match error {
         kube::Error::Api(status) => {
             let seconds = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);

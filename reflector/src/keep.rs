@@ -8,7 +8,7 @@ use serde_json::{Map, Number, Value};
 
 /// What is kept of a value. Lists are kept item by item.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Keep {
+pub enum Keep {
     All,
     Nothing,
     /// These keys of a mapping.

@@ -2,7 +2,8 @@
 //!
 //! Owns everything that needs a capability in a pod's network namespace: the redirection rules, the listening
 //! sockets that the rules point at, and the sockets with which the proxy dials. Knows pods only as (uid, namespace
-//! file, addresses); must not know workloads, services, policies, identities or what travels on the connections.
+//! file, addresses), told by a file, by istio-cni, or by Kubernetes and the CNI plugin, in which case [`locate`] proves which
+//! namespace is the pod's; must not know workloads, services, policies, identities or what travels on the connections.
 //!
 //! The agent (`ztunnel-redirect`, [`agent`]) is the only user of most modules. The proxy links this crate for
 //! [`client`], [`original_dst`](original_dst::original_dst) and the constants below.
@@ -18,11 +19,17 @@
 //! Rules are installed as soon as the listeners live, whether or not a proxy is connected: fail closed. A pod without a
 //! proxy has its connections wait in the backlog of sockets which the agent keeps. Rules stay when the agent or the
 //! proxy dies; only a withdrawal removes them, and nothing here removes them in a `Drop`.
+//!
+//! From then on they are audited and proven ([`audit`]), and the node's own table ([`rules::host`]) lets the kubelet's probes
+//! through and shuts off whom nobody can vouch for. How all of it fares is told over HTTP ([`status`]).
 
 pub mod agent;
+pub mod audit;
 pub mod broker;
 pub mod client;
+pub mod cni;
 pub mod listener;
+pub mod locate;
 pub mod netns;
 pub mod original_dst;
 mod packet;
@@ -31,6 +38,9 @@ mod retry;
 pub mod rules;
 pub mod sockets;
 pub mod source;
+pub mod status;
+pub mod succession;
+pub mod uninstall;
 pub mod zds;
 
 /// Where connections that leave a pod arrive (interop.md section 1.1).

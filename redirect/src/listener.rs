@@ -29,7 +29,7 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    /// Binds the socket for one user, with mode 0600; a file that an earlier agent left is replaced, one of a live agent
+    /// Binds the socket for this user and `owner`, with mode 0600 or 0660; a file that an earlier agent left is replaced, one of a live agent
     /// is not.
     pub(crate) fn bind(path: &Path, owner: Option<u32>) -> Result<Self, Error> {
         let fail = |source| Error::Socket { path: path.to_owned(), source };
@@ -47,7 +47,9 @@ impl Listener {
             let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None)?;
             socket.set_nonblocking(true)?;
             socket.bind(&SockAddr::unix(path)?)?;
-            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+            // By its group this user gets in beside the owner, even without the capability to pass over modes.
+            let mode = if owner.is_some() { 0o660 } else { 0o600 };
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
             chown(path, owner, None)?;
             socket.listen(BACKLOG)?;
             watched(socket.into())

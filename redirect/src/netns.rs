@@ -46,7 +46,7 @@ impl Error {
 
 /// Which namespace it is. The kernel uses an inode number again once the namespace is destroyed, so equality proves
 /// sameness only while something keeps the first one alive.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Ident {
     pub device: u64,
     pub inode: u64,
@@ -174,6 +174,12 @@ impl Netns {
         self.ident
     }
 
+    /// Brings the calling thread inside, and with it whatever it starts from then on. For a process that has one thread yet.
+    pub fn enter(&self) -> Result<(), Error> {
+        setns(&self.file, CloneFlags::CLONE_NEWNET)
+            .map_err(|errno| Error::Enter { path: self.path.clone(), source: errno.into() })
+    }
+
     /// Runs `work` inside, on a thread of its own.
     pub async fn run<T: Send + 'static>(self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
         let path = self.path.clone();
@@ -196,8 +202,7 @@ impl Netns {
         let (done, outcome) = oneshot::channel();
         let path = self.path.clone();
         let inside = move || {
-            let entered = setns(&self.file, CloneFlags::CLONE_NEWNET)
-                .map_err(|errno| Error::Enter { path: self.path.clone(), source: errno.into() });
+            let entered = self.enter();
             // The namespace is now held by this thread; it must not outlive the work through the open file.
             drop(self.file);
             // The receiver is gone only if its caller was dropped; then nobody wants the outcome.

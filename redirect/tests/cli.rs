@@ -23,9 +23,15 @@ fn unknown_and_missing_arguments_are_refused() {
     let loops = ["--inpod-uds", "one.sock", "--ztunnel-uds-address", "other.sock"];
     for (arguments, part) in [
         (&["--dance"][..], "--dance"),
-        (&[][..], "--pods <FILE>|--inpod-uds <PATH>"),
+        (&[][..], "--pods <FILE>|--inpod-uds <PATH>|--kubernetes"),
         (&both[..], "cannot be used with"),
         (&loops[..], "cannot be used with"),
+        (&["--kubernetes"][..], "--node-name <NAME>"),
+        (&["--pods", "pods.json", "--audit-period", "0s"][..], "from 1s to 5m"),
+        (&["--pods", "pods.json", "--audit-period", "6m"][..], "from 1s to 5m"),
+        (&["--pods", "pods.json", "--audit-period", "\u{1f980}"][..], "from 1s to 5m"),
+        (&["--pods", "pods.json", "--cni-bin-dir", "bin"][..], "--cni-conf-dir <DIR>"),
+        (&["uninstall", "--dance"][..], "--dance"),
     ] {
         let output = run(arguments);
         assert_eq!(output.status.code(), Some(2));

@@ -8,52 +8,69 @@
 //!
 //! A pod that is no longer listed and lives on is withdrawn once its connections have ended (`pods::leave`).
 //!
+//! Captured pods whose rules are this agent's are audited, repaired and proven (`pods::guard`). A pod that stays without proven
+//! capture is quarantined by the node's own table (`host`) while it is strict.
+//!
 //! A proxy that joins hears of the end of the snapshot after the first whole list: until then nobody can tell which of its
 //! pods are still wanted, and it goes on serving what it holds.
 //!
 //! After a restart, ports that are in use belong most likely to a proxy that outlived the agent: capturing then fails,
 //! is tried again, and succeeds when that proxy reconnects and hands its listeners back.
 
+mod host;
 mod pods;
 mod rate;
 mod record;
 mod serving;
 
 use std::collections::HashMap;
+use std::net::TcpListener;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc, watch};
 
+use crate::audit::{Report, Wake};
 use crate::broker::server::{Incoming, Outgoing, ProxyId, Server};
-use crate::broker::wire::MAX_DESCRIPTORS;
 use crate::broker::wire::proto::{self, to_proxy};
+use crate::broker::wire::{Connection, MAX_DESCRIPTORS};
 use crate::listener;
 use crate::netns::Netns;
 use crate::sockets::{self, Listeners};
-use crate::source::{Update, file, zds};
+use crate::source::{self, Notice, Notices, Update, file, zds};
+use crate::status::{self, Snapshot};
 use crate::zds::server::{Roster, Server as ZdsServer};
-use pods::{Part, Pods};
+use host::Host;
+pub(crate) use pods::Counts;
+use pods::{Guarding, Part, Pods};
 use rate::Rate;
 use serving::Serving;
 
 /// How the agent is started.
-#[derive(Debug, Clone)]
 pub struct Config {
     pub socket: PathBuf,
     pub proxy_uid: u32,
     pub role: Role,
+    /// How often each pod's rules are looked at, besides the kernel's word that they changed.
+    pub audit_period: Duration,
+    /// The kubelet's user, who may probe captured pods.
+    pub probe_uid: u32,
+    /// Where the agent is asked how it is.
+    pub status: Option<TcpListener>,
 }
 
 /// Who tells of pods, and what is left to do about them.
-#[derive(Debug, Clone)]
 pub enum Role {
     /// Captures the pods of a file.
     Capture { pods: PathBuf },
     /// Installs the rules for the pods of a file, and drives stock ztunnels by ZDS, which open the listeners.
     DriveZtunnels { pods: PathBuf, socket: PathBuf },
+    /// Captures the pods of a node of which Kubernetes says that they belong to the mesh; by rules alone where there is a
+    /// socket for stock ztunnels, as above.
+    Kubernetes { source: Box<source::kube::Config>, socket: Option<PathBuf> },
     /// Opens listeners for the pods of which istio-cni tells by ZDS, and leaves the rules to it.
     BeneathIstioCni { socket: PathBuf },
 }
@@ -62,6 +79,17 @@ pub enum Role {
 pub enum Error {
     #[error(transparent)]
     Listener(#[from] listener::Error),
+    #[error(transparent)]
+    Kubernetes(#[from] reflector::Error),
+    #[error("waiting for changes of rules: {0}")]
+    Wake(std::io::Error),
+    #[error("status server: {0}")]
+    Status(std::io::Error),
+}
+
+/// Another agent waits for the end of this one's process.
+pub struct Succeeded {
+    _waits: Arc<Connection>,
 }
 
 const QUEUE: usize = 1024;
@@ -83,6 +111,10 @@ struct Agent {
     proxies: Proxies,
     serving: Serving,
     rate: Rate,
+    /// Of the namespace in which the agent runs; nothing where the rules are another's.
+    host: Option<Host>,
+    handed_out: Arc<AtomicU64>,
+    notices: Notices,
     /// The source has told every pod once.
     known: bool,
     /// For stock ztunnels.
@@ -91,50 +123,67 @@ struct Agent {
     proxied: watch::Sender<bool>,
 }
 
-/// Runs for ever.
-pub async fn run(config: Config) -> Result<(), Error> {
+/// Runs until another agent wants to serve, which is told by the end of the process.
+pub async fn run(config: Config) -> Result<Succeeded, Error> {
     let server = Server::bind(&config.socket, config.proxy_uid)?;
     let (say, mut said) = mpsc::channel(QUEUE);
     let (tell, mut told) = mpsc::channel(1);
     let (rosters, published) = watch::channel(None);
     let (proxied, present) = watch::channel(false);
-    let part = match config.role {
-        Role::Capture { pods } => {
-            tokio::spawn(file::follow(pods, tell));
-            Part::Both
-        }
-        Role::DriveZtunnels { pods, socket } => {
-            tokio::spawn(ZdsServer::bind(&socket)?.serve(published));
-            tracing::info!(socket = %socket.display(), "serving ZDS; ztunnels open the pods' listeners");
-            tokio::spawn(file::follow(pods, tell));
-            Part::Rules { proxied: false }
-        }
-        Role::BeneathIstioCni { socket } => {
-            tokio::spawn(zds::follow(socket, tell, present));
-            Part::Sockets
-        }
-    };
+    // Nobody takes them from there but Kubernetes.
+    let (notices, noticed) = Notices::channel();
+    let Config { socket, proxy_uid: _, role, audit_period, probe_uid, status } = config;
+    let part = role.begin(tell, published, present, noticed)?;
     tokio::spawn(server.serve(say));
+    let wake = Arc::new(Wake::new().map_err(Error::Wake)?);
+    let guarding = Guarding::new(wake.clone(), audit_period);
+    let (ask, mut asked) = mpsc::channel(status::MOST_ASKING);
+    let (known, is_known) = watch::channel(false);
+    if let Some(listener) = status {
+        let server = status::Server::on(listener).map_err(Error::Status)?;
+        tokio::spawn(server.serve(ask.clone(), is_known));
+    }
     let mut agent = Agent {
-        pods: Pods::new(record::Record::beside(&config.socket), part),
+        pods: Pods::new(record::Record::beside(&socket), part, guarding),
+        notices,
         proxies: Proxies::new(),
         serving: Serving::default(),
         rate: Rate::default(),
+        host: (part != Part::Sockets).then(|| host(probe_uid, audit_period)).flatten(),
+        handed_out: Arc::default(),
         known: false,
         rosters,
         proxied,
     };
     let mut look = tokio::time::interval(PERIOD);
-    tracing::info!(socket = %config.socket.display(), "ready");
+    tracing::info!(socket = %socket.display(), "ready");
     loop {
+        let soon = agent.pods.soon();
         tokio::select! {
             Some(update) = told.recv() => agent.told(update).await,
-            Some(message) = said.recv() => agent.said(message).await,
+            Some(message) = said.recv() => match message {
+                Incoming::Succeed { waits } => return Ok(Succeeded { _waits: waits }),
+                message => agent.said(message).await,
+            },
             _ = look.tick() => {
                 let changes = agent.pods.look().await;
                 agent.announce(changes);
+                agent.pods.audit().await;
+                agent.keep_host();
             }
+            () = soon => agent.pods.audit().await,
+            tokens = wake.woken() => {
+                agent.pods.woken(tokens);
+                agent.pods.audit().await;
+            }
+            // Who asked may have gone.
+            Some(answer) = asked.recv() => drop(answer.send(agent.snapshot())),
         }
+        for report in agent.pods.reports() {
+            let Report { uid, reason, message, warning } = report;
+            agent.notices.tell(Notice { uid, warning, reason, message });
+        }
+        known.send_if_modified(|before| std::mem::replace(before, agent.known) != agent.known);
         let proxied = !agent.proxies.is_empty();
         agent.proxied.send_if_modified(|before| std::mem::replace(before, proxied) != proxied);
         let changes = agent.pods.proxied(proxied).await;
@@ -145,6 +194,53 @@ pub async fn run(config: Config) -> Result<(), Error> {
     }
 }
 
+impl Role {
+    /// Begins to follow who tells of pods.
+    fn begin(
+        self,
+        tell: mpsc::Sender<Update>,
+        published: watch::Receiver<Option<Arc<Roster>>>,
+        present: watch::Receiver<bool>,
+        noticed: mpsc::Receiver<Notice>,
+    ) -> Result<Part, Error> {
+        Ok(match self {
+            Role::Capture { pods } => {
+                tokio::spawn(file::follow(pods, tell));
+                Part::Both
+            }
+            Role::DriveZtunnels { pods, socket } => {
+                serve_ztunnels(&socket, published)?;
+                tokio::spawn(file::follow(pods, tell));
+                Part::Rules { proxied: false }
+            }
+            Role::Kubernetes { source, socket } => {
+                let part = match socket {
+                    Some(socket) => {
+                        serve_ztunnels(&socket, published)?;
+                        Part::Rules { proxied: false }
+                    }
+                    None => Part::Both,
+                };
+                source::kube::start(*source, tell, noticed)?;
+                part
+            }
+            Role::BeneathIstioCni { socket } => {
+                tokio::spawn(zds::follow(socket, tell, present));
+                Part::Sockets
+            }
+        })
+    }
+}
+
+fn serve_ztunnels(
+    socket: &Path,
+    published: watch::Receiver<Option<Arc<Roster>>>,
+) -> Result<(), listener::Error> {
+    tokio::spawn(ZdsServer::bind(socket)?.serve(published));
+    tracing::info!(socket = %socket.display(), "serving ZDS; ztunnels open the pods' listeners");
+    Ok(())
+}
+
 /// A change of a pod that every proxy must hear of.
 pub(crate) struct Change {
     uid: String,
@@ -153,9 +249,9 @@ pub(crate) struct Change {
 
 impl Agent {
     async fn told(&mut self, update: Update) {
-        let Update { pods, complete, ask } = update;
+        let Update { pods, unlocated, complete, ask } = update;
         let wanted = ask.as_ref().is_some_and(|ask| pods.iter().any(|pod| pod.uid == ask.uid));
-        let changes = self.pods.listed(pods).await;
+        let changes = self.pods.listed(pods, &unlocated, complete).await;
         self.announce(changes);
         if complete && !self.known {
             self.known = true;
@@ -163,6 +259,8 @@ impl Agent {
             // A queue that is full ends with the next announcement.
             self.proxies.values().for_each(|proxy| drop(proxy.queue.try_send(snapshot_sent())));
         }
+        // Before anybody hears that a pod is captured: its first probe may come at once.
+        self.keep_host();
         let Some(ask) = ask else { return };
         // Who asked may have gone.
         match self.pods.failure(&ask.uid) {
@@ -174,6 +272,7 @@ impl Agent {
 
     async fn said(&mut self, message: Incoming) {
         match message {
+            Incoming::Succeed { .. } => {}
             Incoming::Joined { proxy, held, queue } => self.welcome(proxy, held, queue).await,
             Incoming::Drained { proxy, uid } => self.pods.drained(proxy, &uid),
             Incoming::Left { proxy } => {
@@ -182,7 +281,7 @@ impl Agent {
                 self.serving.left(proxy);
             }
             Incoming::Refill { proxy, uid, count } => {
-                if !refill(&self.proxies, proxy, uid, count, &self.pods, &self.rate) {
+                if !refill(&self.proxies, proxy, uid, count, &self.pods, &self.rate, &self.handed_out) {
                     tracing::warn!(proxy, "proxy asks for more sockets than it can use, cut off");
                     self.proxies.remove(&proxy);
                 }
@@ -241,6 +340,24 @@ impl Agent {
         self.proxies.insert(proxy, Proxy { queue, refills: Arc::new(Semaphore::new(MOST_REFILLS)) });
     }
 
+    fn keep_host(&mut self) {
+        if let Some(host) = &mut self.host {
+            host.keep(self.pods.members(), self.known);
+        }
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        let quarantined = self.host.as_ref().and_then(Host::quarantined);
+        Snapshot {
+            pods: self.pods.statuses(quarantined, |uid| self.serving.proxies(uid)),
+            counts: self.pods.counts.clone(),
+            host_repairs: self.host.as_ref().map_or(0, |host| host.repairs),
+            proxies: self.proxies.len(),
+            handed_out: self.handed_out.load(Ordering::Relaxed),
+            namespaces: self.pods.namespaces(),
+        }
+    }
+
     /// Before the first list nobody can tell which pods are wanted.
     fn publish(&self) {
         let roster = self.pods.roster();
@@ -254,6 +371,13 @@ impl Agent {
     }
 }
 
+/// Without it pods are captured all the same, but the kubelet's probes are captured too.
+fn host(probe_uid: u32, audit_period: Duration) -> Option<Host> {
+    let host = Host::new(probe_uid, audit_period);
+    host.inspect_err(|error| tracing::error!(%error, "the node's own rules cannot be made: probes are captured, nobody is quarantined"))
+        .ok()
+}
+
 fn snapshot_sent() -> Outgoing {
     let message = to_proxy::Message::SnapshotSent(proto::SnapshotSent {});
     Outgoing { message, descriptors: Vec::new() }
@@ -261,16 +385,26 @@ fn snapshot_sent() -> Outgoing {
 
 /// Makes sockets for a pod and sends them; a pod that is unknown here is answered with none. False when too many are
 /// asked for at once.
-fn refill(proxies: &Proxies, proxy: ProxyId, uid: String, count: u32, pods: &Pods, rate: &Rate) -> bool {
+fn refill(
+    proxies: &Proxies,
+    proxy: ProxyId,
+    uid: String,
+    count: u32,
+    pods: &Pods,
+    rate: &Rate,
+    handed_out: &Arc<AtomicU64>,
+) -> bool {
     // A proxy that was cut off may still be heard.
     let Some(Proxy { queue, refills }) = proxies.get(&proxy) else { return true };
     let Ok(permit) = refills.clone().try_acquire_owned() else { return false };
     let (queue, rate, netns) = (queue.clone(), rate.clone(), pods.namespace_of(&uid));
+    let handed_out = handed_out.clone();
     tokio::spawn(async move {
         let descriptors = match netns {
             Some(netns) => stock(&uid, count, netns, rate).await,
             None => Vec::new(),
         };
+        handed_out.fetch_add(descriptors.len() as u64, Ordering::Relaxed);
         let message = to_proxy::Message::Sockets(proto::Sockets { uid });
         let _ = queue.send(Outgoing { message, descriptors }).await;
         drop(permit);

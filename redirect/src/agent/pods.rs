@@ -1,26 +1,38 @@
 //! The pods of the agent and what happens to each.
 
+mod counts;
+mod guard;
 mod hold;
 mod leave;
 mod on_demand;
+mod statuses;
+mod told;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::net::IpAddr;
 use std::sync::Arc;
+
+use netlink_sys::protocols::NETLINK_NETFILTER;
+use tokio::time::Instant;
 
 use super::Change;
 use super::record::{Entry, Record};
+use crate::audit::Report;
 use crate::broker::server::{Outgoing, ProxyId};
-use crate::broker::wire::proto::{self, to_proxy};
 use crate::netns::{self, Ident, Netns, Place};
 use crate::retry::Retry;
-use crate::rules::{self, Closed, Installed, NotLive, Ports};
+use crate::rules::exchange::Exchange;
+use crate::rules::form::Form;
+use crate::rules::{self, Closed, Installed, NotLive, Ports, TABLE};
 use crate::sockets::{self, Listeners};
 use crate::source::Pod;
 use crate::zds::server::{Entry as Known, Roster, Workload};
+pub(crate) use counts::Counts;
+pub(super) use guard::Guarding;
+use guard::{Guard, Inside};
 use hold::Hold;
 pub(super) use hold::Part;
 use leave::Leave;
+use told::{added, change, removed};
 
 /// More pods than a node can have.
 const MOST_HANDED_BACK: usize = 4096;
@@ -50,6 +62,9 @@ pub(super) struct Pods {
     handed_back: HashMap<String, Listeners>,
     /// Those that are connected.
     proxies: HashSet<ProxyId>,
+    guarding: Guarding,
+    pub(super) counts: Counts,
+    reports: Vec<Report>,
 }
 
 struct Captured {
@@ -60,12 +75,31 @@ struct Captured {
     opening: Option<Retry>,
     /// No longer wanted, and some of its connections are still open.
     leaving: Option<Leave>,
+    /// Nothing where the rules are another's.
+    guard: Option<Guard>,
 }
 
 struct Pending {
     pod: Pod,
-    retry: Retry,
+    failed: Failed,
     reason: String,
+    /// Its rules are not in place, or nobody knows.
+    open: bool,
+}
+
+/// The last of some attempts.
+#[derive(Clone, Copy)]
+struct Failed {
+    retry: Retry,
+    /// When the first was.
+    since: Instant,
+}
+
+impl Failed {
+    fn again(before: Option<Self>) -> Self {
+        let since = before.map_or_else(Instant::now, |before| before.since);
+        Self { retry: Retry::after(before.map(|before| before.retry)), since }
+    }
 }
 
 struct Leaving {
@@ -73,8 +107,23 @@ struct Leaving {
     retry: Retry,
 }
 
+impl Error {
+    /// For a metric.
+    fn class(&self) -> &'static str {
+        match self {
+            Self::Namespace(error) if error.is_gone() => "namespace_gone",
+            Self::Namespace(_) => "namespace",
+            Self::Sockets(sockets::Error::PortInUse { .. }) => "port_in_use",
+            Self::Sockets(_) => "sockets",
+            Self::NotLive(_) => "listeners",
+            Self::Rules(_) => "rules",
+            Self::Shared { .. } => "shared_namespace",
+        }
+    }
+}
+
 impl Pods {
-    pub(super) fn new(record: Record, part: Part) -> Self {
+    pub(super) fn new(record: Record, part: Part, guarding: Guarding) -> Self {
         Self {
             captured: BTreeMap::new(),
             pending: HashMap::new(),
@@ -83,20 +132,32 @@ impl Pods {
             part,
             handed_back: HashMap::new(),
             proxies: HashSet::new(),
+            guarding,
+            counts: Counts::default(),
+            reports: Vec::new(),
         }
     }
 
-    /// All that the source knows.
-    pub(super) async fn listed(&mut self, listed: Vec<Pod>) -> Vec<Change> {
+    /// All that the source knows: pods, and the uids of others whose rules stay. Of what an earlier agent captured nothing is
+    /// let go unless the list is `complete`.
+    pub(super) async fn listed(
+        &mut self,
+        listed: Vec<Pod>,
+        unlocated: &HashSet<String>,
+        complete: bool,
+    ) -> Vec<Change> {
         let mut changes = Vec::new();
         let wanted: HashMap<&str, &Pod> = listed.iter().map(|pod| (pod.uid.as_str(), pod)).collect();
         self.pending.retain(|uid, pending| wanted.get(uid.as_str()).is_some_and(|now| **now == pending.pod));
         let mut dropped = Vec::new();
         for uid in self.uids(|uid, held| held.leaving.is_none() && !wanted.contains_key(uid)) {
             let Some(held) = self.captured.remove(&uid) else { continue };
-            match self.leave(held).await {
+            // Rules stay with one that was not found.
+            let left = if unlocated.contains(&uid) { Err(held) } else { self.leave(held).await };
+            match left {
                 Ok(change) => changes.push(change),
                 Err(held) => {
+                    self.unguard(held.guard.as_ref());
                     changes.push(removed(uid));
                     dropped.push(held);
                 }
@@ -109,27 +170,38 @@ impl Pods {
             let Some(held) = self.captured.remove(&uid) else { continue };
             changes.push(removed(uid.clone()));
             let now = wanted[uid.as_str()];
-            if now.netns == held.pod.netns {
+            if now.netns == held.pod.netns || now.netns.ident().ok() == Some(held.ident) {
+                // Where it was only found by another path.
+                if let Some(entry) = self.entry(now, held.ident) {
+                    self.record.add(entry);
+                }
                 // Rules and listeners stay, or the pod would be open while it is captured anew; the proxies begin
                 // again with what the pod is now.
-                changes.extend(self.keep(now.clone(), held.ident, held.hold));
+                changes.extend(self.keep(now.clone(), held.ident, held.hold, held.guard));
             } else {
+                self.unguard(held.guard.as_ref());
                 dropped.push(held);
             }
         }
         // Whatever may have rules and is not wanted, captured by this agent or by an earlier one.
         let wanted_there = |entry: &Entry| {
-            wanted.get(entry.uid.as_str()).is_some_and(|pod| pod.netns.path() == Some(&entry.netns))
+            unlocated.contains(&entry.uid)
+                || wanted.get(entry.uid.as_str()).is_some_and(|pod| {
+                    pod.netns.path() == Some(&entry.netns) || pod.netns.ident().ok() == Some(entry.ident)
+                })
         };
         self.leaving.retain(|leaving| !wanted_there(&leaving.entry));
-        let recorded = self.record.entries().iter().filter(|_| self.part != Part::Sockets);
         let is_leaving = |entry: &Entry| {
             self.captured
                 .get(&entry.uid)
                 .is_some_and(|held| held.leaving.is_some() && held.ident == entry.ident)
         };
-        let unwanted = recorded.filter(|entry| !wanted_there(entry) && !is_leaving(entry));
-        let unwanted: Vec<Entry> = unwanted.cloned().collect();
+        let let_go = |entry: &&Entry| {
+            let known = complete || dropped.iter().any(|held| held.pod.uid == entry.uid);
+            self.part != Part::Sockets && known && !is_leaving(entry)
+        };
+        let recorded = self.record.entries().iter().filter(let_go);
+        let unwanted: Vec<Entry> = recorded.filter(|entry| !wanted_there(entry)).cloned().collect();
         for entry in unwanted {
             if !self.leaving.iter().any(|leaving| leaving.entry == entry) {
                 self.withdraw(entry, None).await;
@@ -156,9 +228,10 @@ impl Pods {
                 if let Some(entry) = self.entry(&held.pod, held.ident) {
                     self.record.remove(&entry);
                 }
+                self.unguard(held.guard.as_ref());
                 if held.leaving.is_none() {
-                    let (retry, reason) = (Retry::after(None), "the pod's namespace is gone".to_owned());
-                    self.pending.insert(uid.clone(), Pending { pod: held.pod, retry, reason });
+                    let (failed, reason) = (Failed::again(None), "the pod's namespace is gone".to_owned());
+                    self.pending.insert(uid.clone(), Pending { pod: held.pod, failed, reason, open: true });
                 }
                 changes.push(removed(uid));
             }
@@ -169,11 +242,11 @@ impl Pods {
         }
         let due: Vec<Pending> = self
             .pending
-            .extract_if(|_, pending| pending.retry.is_due())
+            .extract_if(|_, pending| pending.failed.retry.is_due())
             .map(|(_, pending)| pending)
             .collect();
-        for Pending { pod, retry, .. } in due {
-            changes.extend(self.capture(pod, None, Some(retry)).await);
+        for Pending { pod, failed, .. } in due {
+            changes.extend(self.capture(pod, None, Some(failed)).await);
         }
         changes.extend(self.open_listeners().await);
         changes
@@ -189,7 +262,7 @@ impl Pods {
                 None if closed => changes.extend(self.open(&uid, Some(listeners)).await),
                 Some(pending) => {
                     tracing::info!(pod = uid, "adopting the listeners that the proxy kept");
-                    changes.extend(self.capture(pending.pod, Some(listeners), Some(pending.retry)).await);
+                    changes.extend(self.capture(pending.pod, Some(listeners), Some(pending.failed)).await);
                 }
                 None if !known && self.handed_back.len() < MOST_HANDED_BACK => {
                     self.handed_back.insert(uid, listeners);
@@ -253,27 +326,38 @@ impl Pods {
         &mut self,
         pod: Pod,
         listeners: Option<Listeners>,
-        failed: Option<Retry>,
+        failed: Option<Failed>,
     ) -> Option<Change> {
         let listeners = listeners.or_else(|| self.handed_back.remove(&pod.uid));
         match self.install(&pod, listeners).await {
-            Ok((ident, hold)) => {
+            Ok((ident, hold, inside)) => {
+                self.counts.captures += 1;
                 tracing::info!(pod = pod.uid, namespace = pod.namespace, name = pod.name, netns = %pod.netns, "pod captured");
-                self.keep(pod, ident, hold)
+                if failed.is_some() {
+                    let message = "its connections are captured again".to_owned();
+                    self.report(&pod, "Captured", message, false);
+                }
+                let guard = inside.map(|inside| self.guard(&pod, inside));
+                self.keep(pod, ident, hold, guard)
             }
-            Err(error) => {
-                self.wait(pod, &error, failed);
+            Err((error, open)) => {
+                self.wait(pod, &error, open, failed);
                 None
             }
         }
     }
 
-    /// Tries a pod again later. `failed` is the last attempt, if there was one.
-    fn wait(&mut self, pod: Pod, error: &Error, failed: Option<Retry>) {
-        let retry = Retry::after(failed);
-        tracing::warn!(pod = pod.uid, %error, retry_ms = retry.wait().as_millis(), "pod not captured");
+    /// Tries a pod again later. `open` if it is open, or nobody knows; `failed` is the last attempt, if there was one.
+    fn wait(&mut self, pod: Pod, error: &Error, open: bool, failed: Option<Failed>) {
+        *self.counts.failures.entry(error.class()).or_default() += 1;
         let reason = error.to_string();
-        self.pending.insert(pod.uid.clone(), Pending { pod, retry, reason });
+        if failed.is_none() {
+            self.report(&pod, "CaptureFailed", format!("the pod is not captured: {reason}"), true);
+        }
+        let failed = Failed::again(failed);
+        let retry_ms = failed.retry.wait().as_millis();
+        tracing::warn!(pod = pod.uid, %error, retry_ms, "pod not captured");
+        self.pending.insert(pod.uid.clone(), Pending { pod, failed, reason, open });
     }
 
     fn uids(&self, is_meant: impl Fn(&str, &Captured) -> bool) -> Vec<String> {
@@ -281,32 +365,32 @@ impl Pods {
         meant.map(|(uid, _)| uid.clone()).collect()
     }
 
-    /// The straight line: namespace, record, listeners, ports, rules; without listeners where a ztunnel opens them.
-    async fn install(&mut self, pod: &Pod, listeners: Option<Listeners>) -> Result<(Ident, Hold), Error> {
-        let netns = pod.netns.open()?;
+    /// The straight line: namespace, record, listeners, ports, rules, proof; without listeners where a ztunnel opens them.
+    /// With an error comes whether the pod is open, or nobody knows.
+    async fn install(
+        &mut self,
+        pod: &Pod,
+        listeners: Option<Listeners>,
+    ) -> Result<(Ident, Hold, Option<Inside>), (Error, bool)> {
+        let netns = pod.netns.open().map_err(|error| (error.into(), true))?;
         let ident = netns.ident();
         if let Some(other) = self.captured.values().find(|held| held.ident == ident) {
-            return Err(Error::Shared { place: pod.netns.clone(), other: other.pod.uid.clone() });
+            // Its rules are those of the other.
+            return Err((Error::Shared { place: pod.netns.clone(), other: other.pod.uid.clone() }, false));
         }
         if let Some(entry) = self.entry(pod, ident) {
             self.record.add(entry);
         }
         let part = self.part;
-        let hold = netns
-            .run(move || -> Result<Hold, Error> {
-                let listeners = match listeners {
-                    Some(listeners) => listeners,
-                    None if matches!(part, Part::Rules { .. }) => return Ok(Hold::Rules(Closed::install()?)),
-                    None => Listeners::bind()?,
-                };
-                let ports = Ports::prove(listeners, ident)?;
-                Ok(match part {
-                    Part::Sockets => Hold::Sockets(ports),
-                    Part::Both | Part::Rules { .. } => Hold::Both(Installed::install(ports)?),
-                })
-            })
-            .await??;
-        Ok((ident, hold))
+        let form = self.guarding.form().filter(|_| part != Part::Sockets).cloned();
+        let work = move || match install_inside(part, ident, listeners) {
+            Ok(hold) => {
+                let inside = (part != Part::Sockets).then(|| Inside::look(&hold));
+                Ok((ident, hold, inside))
+            }
+            Err(error) => Err((error, !form.is_some_and(|form| is_whole(&form)))),
+        };
+        netns.run(work).await.unwrap_or_else(|error| Err((error.into(), true)))
     }
 
     /// What is recorded of a pod; nothing where the rules are not this agent's.
@@ -345,9 +429,10 @@ impl Pods {
         }
     }
 
-    fn keep(&mut self, pod: Pod, ident: Ident, hold: Hold) -> Option<Change> {
+    fn keep(&mut self, pod: Pod, ident: Ident, hold: Hold, guard: Option<Guard>) -> Option<Change> {
         let (told, copy) = (pod.clone(), hold.listeners().map(Listeners::try_clone));
-        self.captured.insert(pod.uid.clone(), Captured { pod, ident, hold, opening: None, leaving: None });
+        let held = Captured { pod, ident, hold, opening: None, guard, leaving: None };
+        self.captured.insert(told.uid.clone(), held);
         match copy? {
             Ok(listeners) => {
                 Some(Change { uid: told.uid.clone(), message: Box::new(move || added(&told, &listeners)) })
@@ -360,31 +445,24 @@ impl Pods {
     }
 }
 
-fn added(pod: &Pod, listeners: &Listeners) -> std::io::Result<Outgoing> {
-    let bytes = |ip: &IpAddr| match ip {
-        IpAddr::V4(ip) => ip.octets().to_vec(),
-        IpAddr::V6(ip) => ip.octets().to_vec(),
+/// In the namespace of the calling thread.
+fn install_inside(part: Part, namespace: Ident, listeners: Option<Listeners>) -> Result<Hold, Error> {
+    let listeners = match listeners {
+        Some(listeners) => listeners,
+        None if matches!(part, Part::Rules { .. }) => return Ok(Hold::Rules(Closed::install()?)),
+        None => Listeners::bind()?,
     };
-    let Listeners { outbound, plaintext, hbone } = listeners.try_clone()?;
-    let message = to_proxy::Message::PodAdded(proto::PodAdded {
-        uid: pod.uid.clone(),
-        name: pod.name.clone(),
-        namespace: pod.namespace.clone(),
-        service_account: pod.service_account.clone(),
-        addresses: pod.addresses.iter().map(bytes).collect(),
-    });
-    Ok(Outgoing { message, descriptors: vec![outbound.into(), plaintext.into(), hbone.into()] })
+    let ports = Ports::prove(listeners, namespace)?;
+    Ok(match part {
+        Part::Sockets => Hold::Sockets(ports),
+        Part::Both | Part::Rules { .. } => Hold::Both(Installed::install(ports)?),
+    })
 }
 
-fn removed(uid: String) -> Change {
-    change(uid, |uid| to_proxy::Message::PodRemoved(proto::PodRemoved { uid }))
-}
-
-/// One without descriptors.
-fn change(uid: String, message: fn(String) -> to_proxy::Message) -> Change {
-    let told = uid.clone();
-    let message = move || Ok(Outgoing { message: message(told.clone()), descriptors: Vec::new() });
-    Change { uid, message: Box::new(message) }
+/// Whether the rules of an earlier agent are in the namespace of the calling thread.
+fn is_whole(form: &Form) -> bool {
+    let found = Exchange::open(NETLINK_NETFILTER).and_then(|mut exchange| Form::read(&mut exchange, TABLE));
+    found.is_ok_and(|found| form.difference(&found).is_none())
 }
 
 #[cfg(test)]

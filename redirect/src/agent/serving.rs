@@ -38,6 +38,14 @@ impl Serving {
         }
     }
 
+    /// Those that serve it.
+    pub(super) fn proxies(&self, uid: &str) -> Vec<ProxyId> {
+        let said = self.said.get(uid).into_iter().flatten();
+        let mut serving: Vec<_> = said.filter(|(_, said)| said.is_ok()).map(|(proxy, _)| *proxy).collect();
+        serving.sort_unstable();
+        serving
+    }
+
     /// The pod has changed: what was said of it is no longer true.
     pub(super) fn changed(&mut self, uid: &str) {
         self.said.remove(uid);

@@ -15,9 +15,11 @@
 //!   PodDrained ─────────────────────────▶  none of its connections is left
 //! ```
 //!
+//! Another agent says `Succeed` instead of Hello, as root, and the connection ends when this agent makes way.
+//!
 //! Whatever is wrong with one connection (another user, an unknown version, a truncated or undecodable packet, a queue
 //! that nobody reads) ends that connection with a reason in the log, and no other. Several proxies may be connected at
-//! once. The socket file belongs to the proxy's user with mode 0600; the kernel's word on the peer's uid decides.
+//! once. The socket file belongs to the proxy's user and the agent's group; the kernel's word on the peer's uid decides.
 
 pub mod server;
 pub mod wire;

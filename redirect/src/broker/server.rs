@@ -34,12 +34,36 @@ pub type ProxyId = u64;
 
 /// What proxies say.
 pub enum Incoming {
-    Joined { proxy: ProxyId, held: Vec<(String, Listeners)>, queue: mpsc::Sender<Outgoing> },
-    Refill { proxy: ProxyId, uid: String, count: u32 },
-    Ready { proxy: ProxyId, uid: String },
-    Failed { proxy: ProxyId, uid: String, reason: String },
-    Drained { proxy: ProxyId, uid: String },
-    Left { proxy: ProxyId },
+    Joined {
+        proxy: ProxyId,
+        held: Vec<(String, Listeners)>,
+        queue: mpsc::Sender<Outgoing>,
+    },
+    Refill {
+        proxy: ProxyId,
+        uid: String,
+        count: u32,
+    },
+    Ready {
+        proxy: ProxyId,
+        uid: String,
+    },
+    Failed {
+        proxy: ProxyId,
+        uid: String,
+        reason: String,
+    },
+    Drained {
+        proxy: ProxyId,
+        uid: String,
+    },
+    Left {
+        proxy: ProxyId,
+    },
+    /// Another agent wants to serve; the connection that it waits on is kept open as long as this.
+    Succeed {
+        waits: Arc<Connection>,
+    },
 }
 
 /// The listening end.
@@ -86,8 +110,9 @@ impl Server {
                 }
             };
             match getsockopt(&accepted, sockopt::PeerCredentials) {
-                Ok(peer) if peer.uid() == self.proxy_uid => {
-                    tokio::spawn(attend(proxy, accepted, incoming.clone()));
+                Ok(peer) if peer.uid() == self.proxy_uid || peer.uid() == 0 => {
+                    let may_serve = peer.uid() == self.proxy_uid;
+                    tokio::spawn(attend(proxy, accepted, may_serve, incoming.clone()));
                 }
                 Ok(peer) => {
                     tracing::warn!(
@@ -103,7 +128,7 @@ impl Server {
     }
 }
 
-async fn attend(proxy: ProxyId, socket: Socket, incoming: mpsc::Sender<Incoming>) {
+async fn attend(proxy: ProxyId, socket: Socket, may_serve: bool, incoming: mpsc::Sender<Incoming>) {
     let connection = match Connection::new(socket.into()) {
         Ok(connection) => Arc::new(connection),
         Err(error) => return tracing::warn!(%error, "connection not usable"),
@@ -111,7 +136,15 @@ async fn attend(proxy: ProxyId, socket: Socket, incoming: mpsc::Sender<Incoming>
     let greeted =
         tokio::time::timeout(HELLO_DEADLINE, greet(&connection)).await.unwrap_or(Err(Refused::Silent));
     let held = match greeted {
-        Ok(held) => held,
+        Ok(Greeting::Proxy(held)) if may_serve => held,
+        Ok(Greeting::Successor) => {
+            // The agent is ending if it does not hear it.
+            let _ = incoming.send(Incoming::Succeed { waits: connection }).await;
+            return;
+        }
+        Ok(Greeting::Proxy(_)) => {
+            return tracing::warn!(proxy, "connection refused: root, and no agent");
+        }
         Err(refused) => {
             tracing::warn!(proxy, error = %refused, "proxy refused");
             let reason = to_proxy::Message::Refused(proto::Refused { reason: refused.to_string() });
@@ -136,9 +169,20 @@ async fn attend(proxy: ProxyId, socket: Socket, incoming: mpsc::Sender<Incoming>
     let _ = incoming.send(Incoming::Left { proxy }).await;
 }
 
-async fn greet(connection: &Connection) -> Result<Vec<(String, Listeners)>, Refused> {
+/// How a conversation begins.
+enum Greeting {
+    /// With what it holds.
+    Proxy(Vec<(String, Listeners)>),
+    Successor,
+}
+
+async fn greet(connection: &Connection) -> Result<Greeting, Refused> {
     let (first, _) = connection.receive::<proto::ToAgent>().await?.ok_or(Refused::Gone)?;
-    let Some(to_agent::Message::Hello(hello)) = first.message else { return Err(Refused::NoHello) };
+    let hello = match first.message {
+        Some(to_agent::Message::Hello(hello)) => hello,
+        Some(to_agent::Message::Succeed(_)) => return Ok(Greeting::Successor),
+        _ => return Err(Refused::NoHello),
+    };
     if hello.version != VERSION {
         return Err(Refused::Version(hello.version));
     }
@@ -153,7 +197,7 @@ async fn greet(connection: &Connection) -> Result<Vec<(String, Listeners)>, Refu
             Listeners::from_descriptors(descriptors).ok_or_else(|| Refused::Held(pod.uid.clone()))?;
         held.push((pod.uid, listeners));
     }
-    Ok(held)
+    Ok(Greeting::Proxy(held))
 }
 
 async fn write(connection: &Connection, mut outgoing: mpsc::Receiver<Outgoing>) -> Refused {
@@ -186,7 +230,10 @@ async fn read(proxy: ProxyId, connection: &Connection, incoming: &mpsc::Sender<I
                 Incoming::Failed { proxy, uid: failed.uid, reason: failed.reason }
             }
             Some(to_agent::Message::PodDrained(drained)) => Incoming::Drained { proxy, uid: drained.uid },
-            Some(to_agent::Message::Hello(_) | to_agent::Message::Held(_)) | None => {
+            Some(
+                to_agent::Message::Hello(_) | to_agent::Message::Held(_) | to_agent::Message::Succeed(_),
+            )
+            | None => {
                 return Refused::Unexpected;
             }
         };

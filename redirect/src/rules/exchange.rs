@@ -41,7 +41,8 @@ impl Error {
     }
 }
 
-/// A short-lived netlink socket: not used again after an error.
+/// A netlink socket, which stays in the namespace where it was opened. Not used again after an error other than
+/// [`Error::Refused`].
 pub struct Exchange {
     socket: Socket,
     sequence: u32,
@@ -100,6 +101,24 @@ impl Exchange {
                     NLMSG_DONE => return Ok(bodies),
                     NLMSG_ERROR => check(&request.subject, flags, body)?,
                     _ => bodies.push(body.to_vec()),
+                }
+            }
+        }
+    }
+
+    /// The body of the one message with which the kernel answers a request that is no dump.
+    pub fn ask(&mut self, request: &Message) -> Result<Vec<u8>, Error> {
+        self.sequence += 1;
+        let mut buffer = Vec::new();
+        request.encode(self.sequence, &mut buffer);
+        self.socket.send(&buffer, 0)?;
+        loop {
+            let datagram = self.receive()?;
+            for (kind, flags, sequence, body) in message::messages(&datagram) {
+                match kind {
+                    _ if sequence != self.sequence => {}
+                    NLMSG_ERROR => check(&request.subject, flags, body)?,
+                    _ => return Ok(body.to_vec()),
                 }
             }
         }

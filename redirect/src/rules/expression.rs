@@ -11,6 +11,7 @@ const REGISTER: u32 = 1;
 
 const META_MARK: u32 = 3;
 const META_OIF: u32 = 5;
+const META_SKUID: u32 = 10;
 const META_NFPROTO: u32 = 15;
 const META_L4PROTO: u32 = 16;
 
@@ -28,6 +29,7 @@ const TCP_SYN: u8 = 2;
 const TCP_RST: u8 = 4;
 const TCP_ACK: u8 = 16;
 const IP_CT_DIR_REPLY: u8 = 1;
+const NF_DROP: u32 = 0;
 const NF_ACCEPT: u32 = 1;
 /// The loopback device has this index in every namespace.
 pub const LOOPBACK_INDEX: u32 = 1;
@@ -61,25 +63,24 @@ impl Expressions {
     }
 
     pub fn address_v4(self, end: End, address: Ipv4Addr) -> Self {
-        let offset = match end {
-            End::Source => 12,
-            End::Destination => 16,
-        };
-        self.load_meta(META_NFPROTO)
-            .compare(Comparison::Equal, &[NFPROTO_IPV4])
-            .load_payload(PAYLOAD_NETWORK, offset, 4)
-            .compare(Comparison::Equal, &address.octets())
+        self.load_v4(end).compare(Comparison::Equal, &address.octets())
     }
 
     pub fn address_v6(self, end: End, address: Ipv6Addr) -> Self {
-        let offset = match end {
-            End::Source => 8,
-            End::Destination => 24,
-        };
-        self.load_meta(META_NFPROTO)
-            .compare(Comparison::Equal, &[NFPROTO_IPV6])
-            .load_payload(PAYLOAD_NETWORK, offset, 16)
-            .compare(Comparison::Equal, &address.octets())
+        self.load_v6(end).compare(Comparison::Equal, &address.octets())
+    }
+
+    pub fn in_set_v4(self, end: End, set: &str) -> Self {
+        self.load_v4(end).look_up(set)
+    }
+
+    pub fn in_set_v6(self, end: End, set: &str) -> Self {
+        self.load_v6(end).look_up(set)
+    }
+
+    /// By a process of this user; nothing that is forwarded.
+    pub fn sent_by(self, uid: u32) -> Self {
+        self.load_meta(META_SKUID).compare(Comparison::Equal, &uid.to_ne_bytes())
     }
 
     /// Only after [`tcp`](Self::tcp).
@@ -123,7 +124,15 @@ impl Expressions {
     }
 
     pub fn accept(self) -> Self {
-        let verdict = Attributes::new().big_endian(1, NF_ACCEPT);
+        self.verdict(NF_ACCEPT)
+    }
+
+    pub fn drop(self) -> Self {
+        self.verdict(NF_DROP)
+    }
+
+    fn verdict(self, verdict: u32) -> Self {
+        let verdict = Attributes::new().big_endian(1, verdict);
         let value = Attributes::new().nested(DATA_VERDICT, &verdict);
         self.add("immediate", Attributes::new().big_endian(1, REGISTER_VERDICT).nested(2, &value))
     }
@@ -132,8 +141,44 @@ impl Expressions {
         self.immediate(&port.to_be_bytes()).add("redir", Attributes::new().big_endian(1, REGISTER))
     }
 
+    pub fn snat_v4(self, address: Ipv4Addr) -> Self {
+        self.immediate(&address.octets()).snat(NFPROTO_IPV4)
+    }
+
+    pub fn snat_v6(self, address: Ipv6Addr) -> Self {
+        self.immediate(&address.octets()).snat(NFPROTO_IPV6)
+    }
+
     pub fn attributes(&self) -> &Attributes {
         &self.0
+    }
+
+    fn snat(self, family: u8) -> Self {
+        const SOURCE: u32 = 0;
+        let operands = Attributes::new().big_endian(1, SOURCE).big_endian(2, family.into());
+        self.add("nat", operands.big_endian(3, REGISTER))
+    }
+
+    fn look_up(self, set: &str) -> Self {
+        self.add("lookup", Attributes::new().text(1, set).big_endian(2, REGISTER))
+    }
+
+    fn load_v4(self, end: End) -> Self {
+        let offset = match end {
+            End::Source => 12,
+            End::Destination => 16,
+        };
+        let family = self.load_meta(META_NFPROTO).compare(Comparison::Equal, &[NFPROTO_IPV4]);
+        family.load_payload(PAYLOAD_NETWORK, offset, 4)
+    }
+
+    fn load_v6(self, end: End) -> Self {
+        let offset = match end {
+            End::Source => 8,
+            End::Destination => 24,
+        };
+        let family = self.load_meta(META_NFPROTO).compare(Comparison::Equal, &[NFPROTO_IPV6]);
+        family.load_payload(PAYLOAD_NETWORK, offset, 16)
     }
 
     fn load_meta(self, key: u32) -> Self {

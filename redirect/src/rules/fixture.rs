@@ -1,5 +1,7 @@
 //! Namespaces for tests: made on a thread, gone with the last descriptor.
 
+mod network;
+
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -11,6 +13,7 @@ use nix::sched::{CloneFlags, unshare};
 use super::exchange::Exchange;
 use super::message::{ACK, Message};
 use crate::netns::Netns;
+pub(crate) use network::{Pair, setting, within};
 
 /// A namespace with loopback up, as every pod has it.
 pub(crate) fn fresh_netns() -> Netns {
@@ -60,7 +63,8 @@ impl Drop for Named {
     }
 }
 
-fn loopback_up() {
+/// In the namespace of the calling thread.
+pub(crate) fn loopback_up() {
     let mut header = [0; 16];
     header[4] = 1;
     header[8] = libc::IFF_UP as u8;

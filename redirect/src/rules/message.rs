@@ -109,6 +109,17 @@ pub fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u16, u16, u32, &[u8])
     })
 }
 
+/// A number of an attribute in network byte order, as nfnetlink has them.
+pub fn big_endian(value: &[u8]) -> Option<u32> {
+    value.first_chunk().map(|bytes| u32::from_be_bytes(*bytes))
+}
+
+/// Text of an attribute, up to its end.
+pub fn text(value: &[u8]) -> String {
+    let end = value.iter().position(|byte| *byte == 0).unwrap_or(value.len());
+    String::from_utf8_lossy(&value[..end]).into_owned()
+}
+
 fn pad(buffer: &mut Vec<u8>) {
     buffer.resize(buffer.len().next_multiple_of(4), 0);
 }

@@ -42,17 +42,20 @@
 //! Dropping [`Installed`] or [`Closed`] leaves the rules in place: what they capture is then refused, never let through. Rules go
 //! only by [`withdraw`], which leaves the namespace as it was before.
 
-mod exchange;
+pub(crate) mod exchange;
 mod expression;
 #[cfg(test)]
 pub(crate) mod fixture;
+pub(crate) mod form;
+pub mod host;
 mod message;
 mod nftables;
-mod routing;
+pub(crate) mod routing;
 #[cfg(test)]
 mod tests;
 
 use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use socket2::SockRef;
 
@@ -65,7 +68,14 @@ pub const CONNECTION_MARK: u32 = 0x111;
 /// The bits of packet and connection marks that are ours.
 pub const MARK_MASK: u32 = 0xfff;
 
+/// Addresses for documentation, which nobody has: destinations of what only tries whether capture works.
+pub const PROOF_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+pub const PROOF_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+
 pub use exchange::Error;
+pub(crate) use nftables::TABLE;
+#[cfg(test)]
+pub(crate) use nftables::deeds;
 
 /// Why sockets cannot stand behind rules.
 #[derive(Debug, thiserror::Error)]
@@ -196,7 +206,7 @@ impl Released {
 
 /// Removes rules and routing from the namespace of the calling thread, also those that an earlier agent left.
 pub fn withdraw() -> Result<(), Error> {
-    nftables::remove()?;
+    nftables::remove(TABLE)?;
     routing::remove()
 }
 

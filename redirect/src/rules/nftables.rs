@@ -36,19 +36,20 @@ use crate::{HBONE_PORT, OUTBOUND_PORT, PACKET_MARK, PLAINTEXT_PORT};
 pub const TABLE: &str = "ztunnel";
 
 /// The node's own health probes come from these (interop.md section 7.1).
-const PROBE_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 7, 127);
-const PROBE_V6: Ipv6Addr = Ipv6Addr::new(0xfd16, 0x9254, 0x7127, 0x1337, 0xffff, 0xffff, 0xffff, 0xffff);
+pub(super) const PROBE_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 7, 127);
+pub(super) const PROBE_V6: Ipv6Addr =
+    Ipv6Addr::new(0xfd16, 0x9254, 0x7127, 0x1337, 0xffff, 0xffff, 0xffff, 0xffff);
 
 /// How the names of the rules begin that capture.
 const CAPTURE: &str = "capture of";
 
-const HOOK_PREROUTING: u32 = 0;
-const HOOK_OUTPUT: u32 = 3;
-const PRIORITY_DSTNAT: i32 = -100;
+pub(super) const HOOK_PREROUTING: u32 = 0;
+pub(super) const HOOK_OUTPUT: u32 = 3;
+pub(super) const PRIORITY_DSTNAT: i32 = -100;
 const PRIORITY_MANGLE: i32 = -150;
 
-const SUBSYSTEM: u16 = libc::NFNL_SUBSYS_NFTABLES as u16;
-const FAMILY_INET: u8 = libc::NFPROTO_INET as u8;
+pub(super) const SUBSYSTEM: u16 = libc::NFNL_SUBSYS_NFTABLES as u16;
+pub(super) const FAMILY_INET: u8 = libc::NFPROTO_INET as u8;
 
 /// Puts the table into the namespace of the calling thread, in place of what it held before.
 pub fn install() -> Result<(), Error> {
@@ -61,18 +62,18 @@ pub fn release() -> Result<(), Error> {
 }
 
 fn put(wanted: impl Fn(&str) -> bool) -> Result<(), Error> {
-    let mut batch = vec![add_table(), delete_table(), add_table()];
+    let mut batch = vec![add_table(TABLE), delete_table(TABLE), add_table(TABLE)];
     for (name, kind, hook, priority, rules) in chains() {
-        batch.push(add_chain(name, kind, hook, priority));
+        batch.push(add_chain(TABLE, name, kind, hook, priority));
         let rules = rules.into_iter().filter(|(subject, _)| wanted(subject));
-        batch.extend(rules.map(|(subject, rule)| add_rule(name, subject, &rule)));
+        batch.extend(rules.map(|(subject, rule)| add_rule(TABLE, name, subject, &rule)));
     }
     commit(batch)
 }
 
-/// Removes the table from the namespace of the calling thread, if it is there.
-pub fn remove() -> Result<(), Error> {
-    match commit(vec![delete_table()]) {
+/// Removes a table of ours from the namespace of the calling thread, if it is there.
+pub fn remove(table: &str) -> Result<(), Error> {
+    match commit(vec![delete_table(table)]) {
         Err(error) if error.errno() == Some(Errno::ENOENT as i32) => Ok(()),
         outcome => outcome,
     }
@@ -152,7 +153,7 @@ fn replies() -> Rules {
     vec![("app to proxy", matched.set_packet_mark(CONNECTION_MARK))]
 }
 
-fn commit(messages: Vec<Message>) -> Result<(), Error> {
+pub(super) fn commit(messages: Vec<Message>) -> Result<(), Error> {
     let edge = |kind: i32| {
         Message::new(
             "the batch of nftables messages (nf_tables in the kernel? CAP_NET_ADMIN?)",
@@ -167,43 +168,46 @@ fn commit(messages: Vec<Message>) -> Result<(), Error> {
     Exchange::open(NETLINK_NETFILTER)?.send(&batch)
 }
 
-fn add_table() -> Message {
-    let attributes = Attributes::new().text(1, TABLE).big_endian(2, 0);
-    request("nftables table inet ztunnel", libc::NFT_MSG_NEWTABLE, CREATE).with(&attributes)
+pub(super) fn add_table(table: &str) -> Message {
+    let attributes = Attributes::new().text(1, table).big_endian(2, 0);
+    request(format!("nftables table inet {table}"), libc::NFT_MSG_NEWTABLE, CREATE).with(&attributes)
 }
 
-fn delete_table() -> Message {
-    let attributes = Attributes::new().text(1, TABLE);
-    request("removal of nftables table inet ztunnel", libc::NFT_MSG_DELTABLE, 0).with(&attributes)
+pub(super) fn delete_table(table: &str) -> Message {
+    let attributes = Attributes::new().text(1, table);
+    request(format!("removal of nftables table inet {table}"), libc::NFT_MSG_DELTABLE, 0).with(&attributes)
 }
 
-fn add_chain(name: &str, kind: &str, hook: u32, priority: i32) -> Message {
+pub(super) fn add_chain(table: &str, name: &str, kind: &str, hook: u32, priority: i32) -> Message {
     let hook = Attributes::new().big_endian(1, hook).bytes(2, &priority.to_be_bytes());
     let accept = 1;
-    let attributes = Attributes::new().text(1, TABLE).text(3, name).nested(4, &hook).big_endian(5, accept);
+    let attributes = Attributes::new().text(1, table).text(3, name).nested(4, &hook).big_endian(5, accept);
     let subject = format!("nftables chain {name} (type {kind})");
     request(subject, libc::NFT_MSG_NEWCHAIN, CREATE).with(&attributes.text(7, kind))
 }
 
-fn add_rule(chain: &str, subject: &str, rule: &Expressions) -> Message {
-    let attributes = Attributes::new().text(1, TABLE).text(2, chain).nested(4, rule.attributes());
+pub(super) fn add_rule(table: &str, chain: &str, subject: &str, rule: &Expressions) -> Message {
+    let attributes = Attributes::new().text(1, table).text(2, chain).nested(4, rule.attributes());
     let subject = format!("nftables rule \"{subject}\" of chain {chain}");
     request(subject, libc::NFT_MSG_NEWRULE, CREATE | APPEND).with(&attributes)
 }
 
-fn request(subject: impl Into<String>, kind: i32, flags: u16) -> Message {
+pub(super) fn request(subject: impl Into<String>, kind: i32, flags: u16) -> Message {
     Message::new(subject, operation(kind), flags | ACK, &family_header(FAMILY_INET, 0))
 }
 
-fn operation(kind: i32) -> u16 {
+pub(super) fn operation(kind: i32) -> u16 {
     SUBSYSTEM << 8 | kind as u16
 }
 
 /// struct nfgenmsg: family, version, resource in network byte order.
-fn family_header(family: u8, resource: u16) -> [u8; 4] {
+pub(super) fn family_header(family: u8, resource: u16) -> [u8; 4] {
     let [high, low] = resource.to_be_bytes();
     [family, 0, high, low]
 }
+
+#[cfg(test)]
+pub(crate) mod deeds;
 
 /// A table that is not ours.
 #[cfg(test)]

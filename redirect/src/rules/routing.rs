@@ -11,7 +11,7 @@ use nix::libc;
 use super::exchange::{Error, Exchange};
 use super::expression::LOOPBACK_INDEX;
 use super::message::{ACK, Attributes, CREATE, DUMP, EXCLUSIVE, Message};
-use super::{CONNECTION_MARK, MARK_MASK};
+use super::{CONNECTION_MARK, MARK_MASK, PROOF_V4, PROOF_V6};
 
 const ROUTE_TABLE: u8 = 100;
 const RULE_PREFERENCE: u32 = 32764;
@@ -69,7 +69,29 @@ pub fn dump() -> Result<Vec<Vec<u8>>, Error> {
     Ok(found)
 }
 
-fn families() -> impl Iterator<Item = i32> {
+/// Whether a packet with the connection's mark is delivered locally by our table, whatever its destination: asked of the
+/// kernel's own lookup, so that a rule of somebody else that comes first is seen as well.
+pub fn delivers(exchange: &mut Exchange, family: i32) -> Result<bool, Error> {
+    let mut header = [0; 12];
+    header[0] = family as u8;
+    let destination: Vec<u8> = match family {
+        libc::AF_INET => PROOF_V4.octets().to_vec(),
+        _ => PROOF_V6.octets().to_vec(),
+    };
+    header[1] = (destination.len() * 8) as u8;
+    header[8..].copy_from_slice(&libc::RTM_F_LOOKUP_TABLE.to_ne_bytes());
+    let attributes =
+        Attributes::new().bytes(libc::RTA_DST, &destination).native(libc::RTA_MARK, CONNECTION_MARK);
+    let lookup = Message::new("look-up of a marked packet's route", libc::RTM_GETROUTE, 0, &header);
+    match exchange.ask(&lookup.with(&attributes)) {
+        Ok(route) => Ok((route.get(4), route.get(7)) == (Some(&ROUTE_TABLE), Some(&libc::RTN_LOCAL))),
+        Err(error) if error.errno().is_some() => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Those that the namespace of the calling thread has.
+pub fn families() -> impl Iterator<Item = i32> {
     // Absent when the kernel has no IPv6; read in the namespace of the calling thread.
     let v6 = std::fs::read_to_string("/proc/sys/net/ipv6/conf/lo/disable_ipv6")
         .is_ok_and(|disabled| disabled.trim() != "1");
@@ -92,6 +114,25 @@ pub fn add_foreign() -> Result<(), Error> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+pub fn remove_rule_v4() {
+    let (rule, _) = both(libc::AF_INET, [libc::RTM_DELRULE, libc::RTM_DELROUTE], 0, PROTOCOL);
+    Exchange::open(NETLINK_ROUTE).expect("netlink").send(&[rule]).expect("removed");
+}
+
+/// A rule of somebody else that comes before ours.
+#[cfg(test)]
+pub fn override_v6() {
+    let mut header = [0; 12];
+    (header[0], header[4], header[7]) = (libc::AF_INET6 as u8, libc::RT_TABLE_MAIN, FR_ACT_UNREACHABLE);
+    let attributes = Attributes::new().native(FRA_PRIORITY, 100).native(FRA_FWMARK, CONNECTION_MARK);
+    let rule = Message::new("their rule", libc::RTM_NEWRULE, ACK | CREATE, &header).with(&attributes);
+    Exchange::open(NETLINK_ROUTE).expect("netlink").send(&[rule]).expect("added");
+}
+
+#[cfg(test)]
+const FR_ACT_UNREACHABLE: u8 = 7;
 
 /// struct fib_rule_hdr and its attributes.
 fn rule(family: i32, kind: u16, flags: u16, protocol: u8) -> Message {
@@ -116,7 +157,7 @@ fn route(family: i32, kind: u16, flags: u16, protocol: u8) -> Message {
     Message::new(subject, kind, flags | ACK, &header).with(&attributes)
 }
 
-fn family_name(family: i32) -> &'static str {
+pub fn family_name(family: i32) -> &'static str {
     if family == libc::AF_INET { "IPv4" } else { "IPv6" }
 }
 

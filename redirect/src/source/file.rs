@@ -49,7 +49,7 @@ pub async fn follow(path: PathBuf, pods: mpsc::Sender<Update>) {
                 parsed
             }) {
                 Ok(found) => {
-                    let update = Update { pods: found, complete: true, ask: None };
+                    let update = Update { pods: found, complete: true, ..Update::default() };
                     if pods.send(update).await.is_err() {
                         return;
                     }

@@ -3,12 +3,14 @@
 //! Knows names, addresses and namespace files; must not know rules or sockets.
 
 pub mod file;
+pub mod kube;
 pub mod zds;
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 
 use serde::Deserialize;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::netns::Place;
 
@@ -23,13 +25,24 @@ pub struct Pod {
     /// Its network namespace.
     pub netns: Place,
     pub addresses: Vec<IpAddr>,
+    /// Its TCP is dropped rather than passed while it is not sure to be captured.
+    #[serde(default = "strict")]
+    pub strict: bool,
+}
+
+fn strict() -> bool {
+    true
 }
 
 /// What a source tells.
+#[derive(Default)]
 pub struct Update {
     /// All that it knows.
     pub pods: Vec<Pod>,
-    /// Whether there are no others; a source that is still being told its pods cannot say.
+    /// Pods that must be captured too, and whose namespace is not known: rules that are there already stay.
+    pub unlocated: HashSet<String>,
+    /// Whether there are no others; a source that is still being told its pods cannot say, and nothing of what an earlier
+    /// agent captured is let go.
     pub complete: bool,
     pub ask: Option<Ask>,
 }
@@ -39,4 +52,35 @@ pub struct Ask {
     pub uid: String,
     /// Answered once a proxy serves the pod, or cannot; at once for a pod that is not wanted or cannot be captured.
     pub answer: oneshot::Sender<Result<(), String>>,
+}
+
+/// Something about a pod that whoever looks at the pod should see.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Notice {
+    pub uid: String,
+    pub warning: bool,
+    /// One word, as Kubernetes has it.
+    pub reason: &'static str,
+    pub message: String,
+}
+
+/// Takes notices, to a source that has somebody to tell; never waits, and drops them otherwise.
+#[derive(Debug, Clone, Default)]
+pub struct Notices(Option<mpsc::Sender<Notice>>);
+
+/// A burst of all pods of a node.
+const MOST_NOTICES: usize = 512;
+
+impl Notices {
+    pub fn channel() -> (Self, mpsc::Receiver<Notice>) {
+        let (tell, told) = mpsc::channel(MOST_NOTICES);
+        (Self(Some(tell)), told)
+    }
+
+    pub fn tell(&self, notice: Notice) {
+        let Some(tell) = &self.0 else { return };
+        if let Err(mpsc::error::TrySendError::Full(notice)) = tell.try_send(notice) {
+            tracing::debug!(pod = notice.uid, reason = notice.reason, "too many notices, one dropped");
+        }
+    }
 }

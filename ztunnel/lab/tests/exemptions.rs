@@ -4,6 +4,7 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
+use nix::unistd::{Uid, setfsuid};
 use socket2::{Domain, Socket, Type};
 use ztunnel_lab::traffic::accept;
 use ztunnel_lab::{Lab, Mesh, namespace, network, traffic, wait_until};
@@ -32,6 +33,10 @@ fn ips(lab: &Lab, pod: &str) -> [IpAddr; 2] {
     [lab.pod(pod).ipv4(), lab.pod(pod).ipv6()]
 }
 
+/// Users of the node.
+const KUBELET: u32 = 0;
+const SOMEBODY: u32 = 1000;
+
 /// Connections of any kind that the proxies of both nodes saw.
 fn seen_by_proxies(lab: &Lab) -> f64 {
     let names = ["istio_tcp_connections_opened_total", "istio_tcp_connections_failed_total"];
@@ -43,9 +48,11 @@ fn denials(lab: &Lab) -> f64 {
     lab.node("node2").metrics().sum("istio_tcp_connections_failed_total", &[("response_flags", "DENY")])
 }
 
-/// Asks the server's echo from an address of its node.
-fn ask_from_node(lab: &Lab, from: IpAddr, to: IpAddr) -> io::Result<Vec<u8>> {
+/// Asks the server's echo from an address of its node, as a user of it.
+fn ask_from_node(lab: &Lab, user: u32, from: IpAddr, to: IpAddr) -> io::Result<Vec<u8>> {
     let ask = move || -> io::Result<Vec<u8>> {
+        // Of this thread only; a socket is the user's who made it.
+        setfsuid(Uid::from_raw(user));
         let socket = Socket::new(Domain::for_address(SocketAddr::new(to, PORT)), Type::STREAM, None)?;
         socket.bind(&SocketAddr::new(from, 0).into())?;
         socket.connect_timeout(&SocketAddr::new(to, PORT).into(), DEADLINE)?;
@@ -68,13 +75,16 @@ fn probes_of_the_node_reach_the_application_and_nobody_else_does() {
     network::configure(lab.node("node2").namespace(), "pods0", addresses.into(), Vec::new())
         .expect("addresses for the node");
     let [four, six] = ips(&lab, "server");
-    for (probe, to) in [(PROBE_V4.into(), four), (PROBE_V6.into(), six)] {
-        let reply = ask_from_node(&lab, probe, to).unwrap_or_else(|error| panic!("from {probe}: {error}"));
+    let kubelets = [(OTHER_V4.into(), four), (OTHER_V6.into(), six)].map(|(from, to)| (KUBELET, from, to));
+    let probes = [(PROBE_V4.into(), four), (PROBE_V6.into(), six)].map(|(from, to)| (SOMEBODY, from, to));
+    for (user, from, to) in kubelets.into_iter().chain(probes) {
+        let reply =
+            ask_from_node(&lab, user, from, to).unwrap_or_else(|error| panic!("from {from}: {error}"));
         assert_eq!(reply, b"healthy?");
     }
     assert_eq!(seen_by_proxies(&lab), 0.0, "probes go past the proxy");
     for (count, (other, to)) in [(OTHER_V4.into(), four), (OTHER_V6.into(), six)].into_iter().enumerate() {
-        let error = ask_from_node(&lab, other, to).expect_err("plaintext is refused");
+        let error = ask_from_node(&lab, SOMEBODY, other, to).expect_err("plaintext is refused");
         assert!(
             matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset),
             "{other} must be refused by policy, not {error}"

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Captured, Change, Error, Hold, Pods, change, removed};
+use super::{Captured, Change, Error, Hold, Inside, Pods, change, removed};
 use crate::broker::server::ProxyId;
 use crate::broker::wire::proto::{self, to_proxy};
 use crate::rules;
@@ -67,25 +67,31 @@ impl Pods {
         tracing::info!(pod = pod.uid, "pod leaves; what was captured goes on");
         let leaving = Some(Leave { until: Instant::now() + LONGEST, drained: HashSet::new() });
         let (uid, hold) = (pod.uid.clone(), Hold::Released(installed.released(none_captured)));
-        self.captured.insert(uid.clone(), Captured { pod, ident, hold, opening, leaving });
+        self.captured.insert(uid.clone(), Captured { pod, ident, hold, opening, guard: None, leaving });
         Ok(announcement(uid))
     }
 
     /// Captures a pod again that was leaving.
     pub(super) async fn rejoin(&mut self, pod: Pod) -> Option<Change> {
-        let Captured { ident, hold, .. } = self.captured.remove(&pod.uid)?;
-        let Hold::Released(released) = hold else { return self.keep(pod, ident, hold) };
-        let installed = match pod.netns.reopen(ident) {
-            Ok(netns) => netns.run(move || released.capture()).await.map_err(Error::from),
+        let Captured { ident, hold, guard, .. } = self.captured.remove(&pod.uid)?;
+        let Hold::Released(released) = hold else { return self.keep(pod, ident, hold, guard) };
+        let capture = move || {
+            let hold = Hold::Both(released.capture()?);
+            let inside = Inside::look(&hold);
+            Ok::<_, Error>((hold, inside))
+        };
+        let captured = match pod.netns.reopen(ident) {
+            Ok(netns) => netns.run(capture).await.map_err(Error::from).flatten(),
             Err(error) => Err(error.into()),
         };
-        match installed.and_then(|installed| Ok(installed?)) {
-            Ok(installed) => {
+        match captured {
+            Ok((hold, inside)) => {
                 tracing::info!(pod = pod.uid, "pod captured again");
-                self.keep(pod, ident, Hold::Both(installed))
+                let guard = self.guard(&pod, inside);
+                self.keep(pod, ident, hold, Some(guard))
             }
             Err(error) => {
-                self.wait(pod, &error, None);
+                self.wait(pod, &error, true, None);
                 None
             }
         }

@@ -43,8 +43,8 @@ impl Pods {
         let held = self.captured.get_mut(uid)?;
         match ports(&held.pod.netns, held.ident, listeners).await {
             Ok(ports) => {
-                let Captured { pod, ident, hold, .. } = self.captured.remove(uid)?;
-                self.keep(pod, ident, hold.open(ports))
+                let Captured { pod, ident, hold, guard, .. } = self.captured.remove(uid)?;
+                self.keep(pod, ident, hold.open(ports), guard)
             }
             Err(error) => {
                 let retry = Retry::after(held.opening);

@@ -12,17 +12,15 @@
 mod request;
 
 use std::collections::{BTreeMap, HashSet};
-use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::ifaddrs::getifaddrs;
-use nix::net::if_::InterfaceFlags;
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Ask, Pod, Update};
+use crate::locate::addresses;
 use crate::netns::{self, Place};
 use crate::retry::Retry;
 use crate::zds::wire::{self, Connection, MAX_MESSAGE, proto};
@@ -188,7 +186,7 @@ impl Source {
 
     async fn tell(&self, ask: Option<Ask>) -> Result<(), End> {
         let pods = self.pods.values().cloned().collect();
-        let update = Update { pods, complete: self.named.is_none(), ask };
+        let update = Update { pods, complete: self.named.is_none(), ask, ..Update::default() };
         self.updates.send(update).await.map_err(|_| End::AgentEnds)
     }
 }
@@ -210,18 +208,5 @@ async fn pod(uid: &str, info: proto::WorkloadInfo, netns: OwnedFd) -> Result<Pod
     let netns = Place::of_descriptor(netns)?;
     let addresses = netns.open()?.run(addresses).await??;
     let proto::WorkloadInfo { name, namespace, service_account } = info;
-    Ok(Pod { uid: uid.to_owned(), name, namespace, service_account, netns, addresses })
-}
-
-/// By which others reach the namespace of the calling thread. ZDS does not tell them.
-fn addresses() -> Result<Vec<IpAddr>, nix::Error> {
-    let outward = getifaddrs()?.filter(|found| !found.flags.contains(InterfaceFlags::IFF_LOOPBACK));
-    let addresses = outward.filter_map(|found| found.address).filter_map(|address| {
-        let four = address.as_sockaddr_in().map(|address| IpAddr::from(address.ip()));
-        four.or_else(|| {
-            let six = address.as_sockaddr_in6()?.ip();
-            (!six.is_unicast_link_local()).then_some(six.into())
-        })
-    });
-    Ok(addresses.collect())
+    Ok(Pod { uid: uid.to_owned(), name, namespace, service_account, netns, addresses, strict: true })
 }

@@ -1,0 +1,147 @@
+//! What is read of pods and namespaces.
+
+use std::net::IpAddr;
+
+use reflector::Keep::{self, All, Only};
+use reflector::Resource;
+use serde_json::Value;
+
+/// Whether a pod or a namespace says that it belongs to the mesh.
+pub(super) const MODE: &str = "istio.io/dataplane-mode";
+/// Left by those who put Istio's or Linkerd's proxy into a pod.
+const ISTIO: &str = "sidecar.istio.io/status";
+const LINKERD: &str = "linkerd.io/proxy-version";
+/// `permissive`: what cannot be captured passes in plaintext, rather than not at all.
+const CAPTURE: &str = "ztunnel.io/capture";
+const LINKERD_CONTAINER: &str = "linkerd-proxy";
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Mode {
+    Ambient,
+    None,
+    /// A value that nobody knows.
+    Other(String),
+}
+
+/// A pod, as far as it matters here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Seen {
+    pub uid: String,
+    pub namespace: String,
+    pub name: String,
+    pub service_account: String,
+    pub addresses: Vec<IpAddr>,
+    pub mode: Option<Mode>,
+    pub host_network: bool,
+    /// It will never run again.
+    pub finished: bool,
+    /// It is being deleted.
+    pub leaving: bool,
+    /// Its TCP is dropped rather than passed while it is not sure to be captured.
+    pub strict: bool,
+    /// Whose proxy is in it.
+    pub sidecar: Option<&'static str>,
+}
+
+/// Whose objects are followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Namespace,
+    Pod,
+}
+
+pub(super) const NAMESPACE: Keep =
+    Only(&[("metadata", Only(&[("name", All), ("labels", Only(&[(MODE, All)])), ("resourceVersion", All)]))]);
+
+const CONTAINERS: Keep = Only(&[("name", All)]);
+
+pub(super) const POD: Keep = Only(&[
+    (
+        "metadata",
+        Only(&[
+            ("uid", All),
+            ("name", All),
+            ("namespace", All),
+            ("labels", Only(&[(MODE, All)])),
+            ("annotations", Only(&[(ISTIO, All), (LINKERD, All), (CAPTURE, All)])),
+            ("deletionTimestamp", All),
+            ("resourceVersion", All),
+        ]),
+    ),
+    (
+        "spec",
+        Only(&[
+            ("serviceAccountName", All),
+            ("hostNetwork", All),
+            ("containers", CONTAINERS),
+            ("initContainers", CONTAINERS),
+        ]),
+    ),
+    ("status", Only(&[("phase", All), ("podIP", All), ("podIPs", All)])),
+]);
+
+pub(super) fn namespaces() -> Resource {
+    Resource {
+        name: "Namespace",
+        path: "/api/v1/namespaces".into(),
+        metadata_only: true,
+        custom: false,
+        keep: NAMESPACE,
+        field_selector: None,
+    }
+}
+
+pub(super) fn pods_of(node: &str) -> Resource {
+    Resource {
+        name: "Pod",
+        path: "/api/v1/pods".into(),
+        metadata_only: false,
+        custom: false,
+        keep: POD,
+        field_selector: Some(format!("spec.nodeName={node}")),
+    }
+}
+
+impl Mode {
+    pub(super) fn of(object: &Value) -> Option<Self> {
+        object["metadata"]["labels"][MODE].as_str().map(|value| match value {
+            "ambient" => Self::Ambient,
+            "none" => Self::None,
+            other => Self::Other(other.to_owned()),
+        })
+    }
+}
+
+impl Seen {
+    /// `None` for what is no pod.
+    pub(super) fn read(object: &Value) -> Option<Self> {
+        let (metadata, spec, status) = (&object["metadata"], &object["spec"], &object["status"]);
+        let text = |value: &Value| value.as_str().filter(|text| !text.is_empty()).map(str::to_owned);
+        let several = status["podIPs"].as_array().into_iter().flatten().map(|one| &one["ip"]);
+        let one = Some(&status["podIP"]).filter(|_| status["podIPs"].is_null());
+        let addresses = several.chain(one).filter_map(|ip| ip.as_str()?.parse().ok()).collect();
+        let containers = ["containers", "initContainers"].into_iter();
+        let mut containers = containers.flat_map(|key| spec[key].as_array().into_iter().flatten());
+        let annotated = |name: &str| !metadata["annotations"][name].is_null();
+        let sidecar = if annotated(ISTIO) {
+            Some("Istio's")
+        } else if annotated(LINKERD) || containers.any(|one| one["name"] == LINKERD_CONTAINER) {
+            Some("Linkerd's")
+        } else {
+            None
+        };
+        Some(Self {
+            uid: text(&metadata["uid"])?,
+            namespace: text(&metadata["namespace"])?,
+            name: text(&metadata["name"])?,
+            service_account: text(&spec["serviceAccountName"]).unwrap_or_else(|| "default".to_owned()),
+            addresses,
+            mode: Mode::of(object),
+            host_network: spec["hostNetwork"] == true,
+            finished: matches!(status["phase"].as_str(), Some("Succeeded" | "Failed")),
+            leaving: !metadata["deletionTimestamp"].is_null(),
+            strict: metadata["annotations"][CAPTURE] != "permissive",
+            sidecar,
+        })
+    }
+}

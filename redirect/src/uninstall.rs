@@ -1,0 +1,131 @@
+//! Takes everything out of a node that agents left there. The agent must have ended.
+//!
+//! Rules are looked for in every namespace that a process of the node lives in or that the container runtime named, not only in
+//! those that an agent recorded: what a record does not tell, a rule would go on closing.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::cni::install;
+use crate::netns::{Ident, Netns};
+use crate::rules;
+
+/// Where to look.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Of the agent, for its files beside it.
+    pub socket: PathBuf,
+    pub proc: PathBuf,
+    pub netns: PathBuf,
+    pub cni: Option<install::Config>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Cni(#[from] install::Error),
+    #[error("{} of the node cannot be cleaned up: {}", .0.len(), .0.join("; "))]
+    Left(Vec<String>),
+}
+
+/// Returns what was removed or restored. What fails does not hinder the rest, and can be tried again.
+///
+/// The calling thread must be in the node's own namespace.
+pub fn uninstall(config: &Config) -> Result<Vec<String>, Error> {
+    // First, so that no new pod waits for an agent that is gone.
+    let mut removed = match &config.cni {
+        Some(cni) => install::uninstall(cni)?,
+        None => Vec::new(),
+    };
+    let mut left = Vec::new();
+    for (ident, path) in namespaces(config) {
+        match withdraw(&path) {
+            Ok(true) => removed.push(format!("rules in network namespace {}", path.display())),
+            Ok(false) => {}
+            Err(reason) => {
+                left.push(format!("network namespace {} ({}): {reason}", ident.inode, path.display()))
+            }
+        }
+    }
+    if let Err(error) = rules::host::withdraw() {
+        left.push(format!("the node's own table: {error}"));
+    }
+    for extension in ["sock", "lock", "captured.json"] {
+        let path = config.socket.with_extension(extension);
+        match std::fs::remove_file(&path) {
+            Ok(()) => removed.push(format!("removed {}", path.display())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => left.push(format!("{}: {error}", path.display())),
+        }
+    }
+    if left.is_empty() { Ok(removed) } else { Err(Error::Left(left)) }
+}
+
+/// Whether there was something to remove.
+fn withdraw(path: &Path) -> Result<bool, String> {
+    let work = || -> Result<bool, rules::Error> {
+        let before = rules::dump()?;
+        rules::withdraw()?;
+        Ok(rules::dump()? != before)
+    };
+    match Netns::open(path) {
+        Ok(netns) => {
+            netns.run_blocking(work).map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+        }
+        Err(error) if error.is_gone() => Ok(false),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// One path to each.
+fn namespaces(config: &Config) -> BTreeMap<Ident, PathBuf> {
+    let entries = |folder: &Path| {
+        std::fs::read_dir(folder).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()))
+    };
+    let named = entries(&config.netns);
+    let lived_in = entries(&config.proc).filter(|path| {
+        path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.parse::<u32>().is_ok())
+    });
+    let paths = named.chain(lived_in.map(|path| path.join("ns/net")));
+    paths.filter_map(|path| Some((Ident::at(&path).ok()?, path))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rules::fixture::Named;
+    use crate::rules::{Closed, Installed, Ports};
+    use crate::sockets::Listeners;
+
+    #[test]
+    fn rules_that_nobody_recorded_are_found_and_removed() {
+        let folder = std::env::temp_dir().join(format!("uninstall-{}", std::process::id()));
+        std::fs::create_dir_all(folder.join("netns")).expect("a temporary folder");
+        std::fs::create_dir_all(folder.join("proc")).expect("a temporary folder");
+        let namespace = Named::make(folder.join("netns/pod"));
+        let dump = || namespace.open().run_blocking(|| rules::dump().expect("a dump")).expect("work inside");
+        let before = dump();
+        let ident = namespace.open().ident();
+        let install = move || {
+            let ports = Ports::prove(Listeners::bind().expect("listeners"), ident).expect("live");
+            drop(Installed::install(ports).expect("rules"));
+            Closed::install().expect("rules again")
+        };
+        let _rules: Closed = namespace.open().run_blocking(install).expect("work inside");
+        assert_ne!(dump(), before);
+        std::fs::write(folder.join("a.captured.json"), "[]").expect("written");
+        let config = Config {
+            socket: folder.join("a.sock"),
+            proc: folder.join("proc"),
+            netns: folder.join("netns"),
+            cni: None,
+        };
+        let removed = uninstall(&config).expect("it is all removed");
+        assert_eq!(removed.len(), 2, "{removed:?}");
+        assert_eq!(dump(), before);
+        assert_eq!(uninstall(&config).expect("again"), Vec::<String>::new());
+        namespace.remove().expect("unmounted");
+        std::fs::remove_dir_all(folder).expect("removed");
+    }
+}

@@ -1,5 +1,6 @@
 //! `ztunnelctl`: the human's command.
 
+mod cluster;
 mod lab;
 mod mesh;
 
@@ -19,6 +20,12 @@ struct Arguments {
 enum Command {
     /// A mesh on this machine; without a subcommand, the tour that shows and checks what the mesh promises
     Lab(lab::Arguments),
+    /// Whether a Kubernetes cluster can work, and what stands against it
+    Preflight,
+    /// Install into a Kubernetes cluster, or upgrade what is installed there
+    Install(cluster::InstallArguments),
+    /// Remove from a Kubernetes cluster; nothing is left behind
+    Uninstall(cluster::UninstallArguments),
     /// The proxies: whether they are ready, how they are fed, and what they hold
     Status(mesh::Arguments),
     /// Workloads that the proxies know
@@ -35,6 +42,9 @@ fn main() -> ExitCode {
     let mesh = |view, arguments| mesh::run(view, &arguments).map_err(|error| error.to_string());
     let outcome = match Arguments::parse().command {
         Command::Lab(arguments) => lab::run(arguments).map_err(|error| error.to_string()),
+        Command::Preflight => cluster::preflight().map_err(|error| error.to_string()),
+        Command::Install(arguments) => cluster::install(arguments).map_err(|error| error.to_string()),
+        Command::Uninstall(arguments) => cluster::uninstall(arguments).map_err(|error| error.to_string()),
         Command::Status(arguments) => mesh(View::Status, arguments),
         Command::Workloads(arguments) => mesh(View::Workloads, arguments),
         Command::Services(arguments) => mesh(View::Services, arguments),

@@ -27,7 +27,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("control-plane", &["ztunnel-model", "xds-client", "reflector"]),
     ("ztunnel", &["ztunnel-model", "redirect", "xds-client"]),
     ("ztunnel/lab", &["ztunnel-model", "ztunnel", "redirect", "control-plane"]),
-    ("ztunnel/ctl", &["ztunnel-lab"]),
+    ("ztunnel/ctl", &["ztunnel-lab", "reflector"]),
     ("benches", &["ztunnel-model", "ztunnel-lab"]),
 ];
 

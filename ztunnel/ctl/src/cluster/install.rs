@@ -1,0 +1,129 @@
+//! Everything is applied on the server's side, so that a second installation is an upgrade.
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use reflector::{Client, Keep};
+use serde_json::Value;
+
+use super::manifests::{self, Object, PART_OF, SYSTEM};
+use super::{ANSWER, Error, InstallArguments, LOOK, of, preflight};
+
+const MANAGER: &str = "ztunnelctl";
+
+pub(super) async fn run(client: &Client, arguments: InstallArguments) -> Result<ExitCode, Error> {
+    let findings = preflight::look(client).await?;
+    if !preflight::tell(&findings) && !arguments.force {
+        return Err(Error::Unfit);
+    }
+    for definition in manifests::definitions() {
+        if is_anothers(client, &definition).await? {
+            println!("{:<60} left alone: it is not ours", definition.title());
+        } else {
+            apply(client, &definition, arguments.dry_run).await?;
+        }
+    }
+    let parts = manifests::parts(&arguments.image);
+    // What lies in a namespace cannot be tried before there is one.
+    let namespace = format!("/api/v1/namespaces/{SYSTEM}");
+    let there =
+        of("the namespace", reflector::get(client, &namespace, Keep::Nothing, ANSWER).await)?.is_some();
+    for part in &parts {
+        if arguments.dry_run && !there && part.path().contains("/namespaces/ztunnel-system/") {
+            println!("{:<60} would be made in the new namespace {SYSTEM}", part.title());
+        } else {
+            apply(client, part, arguments.dry_run).await?;
+        }
+    }
+    if arguments.wait && !arguments.dry_run {
+        wait(client, &parts, Duration::from_secs(arguments.timeout)).await?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) async fn is_anothers(client: &Client, object: &Object) -> Result<bool, Error> {
+    const LABELS: Keep = Keep::Only(&[("metadata", Keep::Only(&[("labels", Keep::All)]))]);
+    let found = of(object.title(), reflector::get(client, &object.path(), LABELS, ANSWER).await)?;
+    Ok(found.is_some_and(|found| found["metadata"]["labels"][PART_OF.0] != PART_OF.1))
+}
+
+pub(super) async fn apply(client: &Client, object: &Object, dry_run: bool) -> Result<(), Error> {
+    of(
+        object.title(),
+        reflector::apply(client, &object.path(), &object.value, MANAGER, dry_run, ANSWER).await,
+    )?;
+    println!("{:<60} {}", object.title(), if dry_run { "would be applied" } else { "applied" });
+    Ok(())
+}
+
+/// Until everything that runs is as new as what was applied, and ready.
+pub(super) async fn wait(client: &Client, objects: &[Object], longest: Duration) -> Result<(), Error> {
+    let started = Instant::now();
+    for object in objects.iter().filter(|object| matches!(object.kind.name, "Deployment" | "DaemonSet")) {
+        loop {
+            let found = of(object.title(), reflector::get(client, &object.path(), STATUS, ANSWER).await)?;
+            let waits = found.as_ref().map_or_else(|| "is not there".to_owned(), state);
+            if waits.is_empty() {
+                println!("{:<60} ready", object.title());
+                break;
+            }
+            if started.elapsed() >= longest {
+                return Err(Error::Late(longest, format!("{}: {waits}", object.title())));
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+    Ok(())
+}
+
+const STATUS: Keep = Keep::Only(&[
+    ("metadata", Keep::Only(&[("generation", Keep::All)])),
+    ("spec", Keep::Only(&[("replicas", Keep::All)])),
+    ("status", Keep::All),
+]);
+
+/// What it waits for; empty when it waits for nothing.
+fn state(found: &Value) -> String {
+    let status = |key: &str| found["status"][key].as_u64().unwrap_or(0);
+    if status("observedGeneration") < found["metadata"]["generation"].as_u64().unwrap_or(0) {
+        return "not taken up yet".to_owned();
+    }
+    let (wanted, fresh, ready) = match found["spec"]["replicas"].as_u64() {
+        Some(replicas) => (replicas, status("updatedReplicas"), status("availableReplicas")),
+        None => {
+            (status("desiredNumberScheduled"), status("updatedNumberScheduled"), status("numberAvailable"))
+        }
+    };
+    // Those that are replaced are counted until they are gone.
+    let all = if found["spec"]["replicas"].is_u64() { status("replicas") } else { wanted };
+    if fresh >= wanted && ready >= wanted && all <= wanted && wanted > 0 {
+        return String::new();
+    }
+    format!("{ready} of {wanted} ready, {fresh} up to date")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn it_is_ready_when_all_that_is_wanted_is_new_and_available() {
+        let set = |ready: u64| {
+            json!({ "metadata": { "generation": 2 }, "spec": {}, "status": { "observedGeneration": 2,
+            "desiredNumberScheduled": 2, "updatedNumberScheduled": 2, "numberAvailable": ready } })
+        };
+        assert_eq!(state(&set(2)), "");
+        assert_eq!(state(&set(1)), "1 of 2 ready, 2 up to date");
+        let mut old = set(2);
+        old["metadata"]["generation"] = 3.into();
+        assert_eq!(state(&old), "not taken up yet");
+        let deployment = |replicas: u64| {
+            json!({ "metadata": { "generation": 1 }, "spec": { "replicas": 2 }, "status": {
+            "observedGeneration": 1, "replicas": replicas, "updatedReplicas": 2, "availableReplicas": 2 } })
+        };
+        assert_eq!(state(&deployment(2)), "");
+        assert_ne!(state(&deployment(3)), "", "an old replica is still there");
+        assert_ne!(state(&json!({ "spec": {}, "status": {} })), "", "no node was looked at yet");
+    }
+}

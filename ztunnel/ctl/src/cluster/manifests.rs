@@ -1,0 +1,181 @@
+//! What an installation consists of: the files of `deploy/`, which `kubectl apply -k deploy/` takes too.
+
+use serde_json::{Value, json};
+
+pub const SYSTEM: &str = "ztunnel-system";
+pub const IMAGE: &str = concat!("ghcr.io/ztunnel/ztunnel:", env!("CARGO_PKG_VERSION"));
+/// On everything that an installation makes.
+pub const PART_OF: (&str, &str) = ("app.kubernetes.io/part-of", "ztunnel");
+
+macro_rules! deploy {
+    ($($file:literal),+ $(,)?) => { [$(include_str!(concat!("../../../../deploy/", $file))),+] };
+}
+
+/// Istio's own definitions have the same names.
+const DEFINITIONS: [&str; 2] = deploy!["crds/authorizationpolicies.yaml", "crds/peerauthentications.yaml"];
+/// In the order in which they are made.
+const PARTS: [&str; 8] = deploy![
+    "base/namespace.yaml",
+    "controller/rbac.yaml",
+    "controller/priority.yaml",
+    "controller/network.yaml",
+    "controller/deployment.yaml",
+    "node/rbac.yaml",
+    "node/network.yaml",
+    "node/daemonset.yaml",
+];
+
+/// Where the API has objects of a kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kind {
+    pub name: &'static str,
+    group: &'static str,
+    plural: &'static str,
+    namespaced: bool,
+}
+
+const KINDS: [Kind; 13] = [
+    kind("CustomResourceDefinition", "/apis/apiextensions.k8s.io/v1", "customresourcedefinitions", false),
+    kind("Namespace", "/api/v1", "namespaces", false),
+    kind("ServiceAccount", "/api/v1", "serviceaccounts", true),
+    kind("Service", "/api/v1", "services", true),
+    kind("ClusterRole", "/apis/rbac.authorization.k8s.io/v1", "clusterroles", false),
+    kind("ClusterRoleBinding", "/apis/rbac.authorization.k8s.io/v1", "clusterrolebindings", false),
+    kind("Role", "/apis/rbac.authorization.k8s.io/v1", "roles", true),
+    kind("RoleBinding", "/apis/rbac.authorization.k8s.io/v1", "rolebindings", true),
+    kind("PriorityClass", "/apis/scheduling.k8s.io/v1", "priorityclasses", false),
+    kind("NetworkPolicy", "/apis/networking.k8s.io/v1", "networkpolicies", true),
+    kind("PodDisruptionBudget", "/apis/policy/v1", "poddisruptionbudgets", true),
+    kind("Deployment", "/apis/apps/v1", "deployments", true),
+    kind("DaemonSet", "/apis/apps/v1", "daemonsets", true),
+];
+
+const fn kind(name: &'static str, group: &'static str, plural: &'static str, namespaced: bool) -> Kind {
+    Kind { name, group, plural, namespaced }
+}
+
+#[derive(Clone, Debug)]
+pub struct Object {
+    pub kind: Kind,
+    pub value: Value,
+}
+
+impl Object {
+    fn new(mut value: Value, image: &str) -> Self {
+        let kind = KINDS.into_iter().find(|kind| value["kind"] == kind.name);
+        let kind = kind.expect("invariant: a test reads every file of deploy/");
+        if kind.namespaced {
+            value["metadata"]["namespace"] = SYSTEM.into();
+        }
+        if kind.name != "CustomResourceDefinition" {
+            value["metadata"]["labels"][PART_OF.0] = PART_OF.1.into();
+        }
+        let containers = value.pointer_mut("/spec/template/spec/containers").and_then(Value::as_array_mut);
+        for container in containers.into_iter().flatten() {
+            container["image"] = image.into();
+        }
+        Self { kind, value }
+    }
+
+    pub fn name(&self) -> &str {
+        self.value["metadata"]["name"].as_str().unwrap_or_default()
+    }
+
+    /// Where the API has it.
+    pub fn path(&self) -> String {
+        path(self.kind, self.name())
+    }
+
+    pub fn title(&self) -> String {
+        format!("{} {}", self.kind.name, self.name())
+    }
+}
+
+fn path(kind: Kind, name: &str) -> String {
+    match kind.namespaced {
+        true => format!("{}/namespaces/{SYSTEM}/{}/{name}", kind.group, kind.plural),
+        false => format!("{}/{}/{name}", kind.group, kind.plural),
+    }
+}
+
+pub fn definitions() -> Vec<Object> {
+    read(&DEFINITIONS, IMAGE)
+}
+
+pub fn parts(image: &str) -> Vec<Object> {
+    read(&PARTS, image)
+}
+
+/// On every node where these node pods run: the same agent takes out what it left there, after which its pod is ready.
+pub fn cleaner(node: &Object) -> Object {
+    let mut pod = node.value["spec"]["template"]["spec"].clone();
+    let containers = pod["containers"].as_array_mut().map(std::mem::take).unwrap_or_default();
+    let mut agent = containers.into_iter().find(|one| one["name"] == "agent").unwrap_or_default();
+    agent["command"] = json!(["/ztunnel-redirect", "uninstall"]);
+    let kept =
+        ["--host-netns", "--host-proc", "--netns-dir", "--socket", "--status-listen", "--cni-", "--enrolled"];
+    if let Some(arguments) = agent["args"].as_array_mut() {
+        arguments.retain(|one| kept.iter().any(|kept| one.as_str().is_some_and(|one| one.starts_with(kept))));
+    }
+    // It is not asked before it is done.
+    if let Some(agent) = agent.as_object_mut() {
+        agent.retain(|key, _| key != "startupProbe" && key != "livenessProbe");
+    }
+    pod["containers"] = json!([agent]);
+    pod["terminationGracePeriodSeconds"] = 1.into();
+    if let Some(volumes) = pod["volumes"].as_array_mut() {
+        volumes.retain(|volume| volume["name"] != "root" && volume["name"] != "token");
+    }
+    let labels = json!({ "app.kubernetes.io/name": CLEANER, "istio.io/dataplane-mode": "none" });
+    let value = json!({
+        "apiVersion": "apps/v1",
+        "kind": "DaemonSet",
+        "metadata": { "name": CLEANER, "namespace": SYSTEM, "labels": { PART_OF.0: PART_OF.1 } },
+        "spec": {
+            "selector": { "matchLabels": { "app.kubernetes.io/name": CLEANER } },
+            "template": { "metadata": { "labels": labels }, "spec": pod },
+        },
+    });
+    Object { kind: node.kind, value }
+}
+
+const CLEANER: &str = "ztunnel-uninstall";
+
+fn read(files: &[&str], image: &str) -> Vec<Object> {
+    let documents = files.iter().flat_map(|file| {
+        serde_saphyr::from_multiple::<Value>(file).expect("invariant: a test reads every file of deploy/")
+    });
+    documents.map(|value| Object::new(value, image)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_file_is_read_and_every_object_has_its_place() {
+        let all: Vec<Object> = definitions().into_iter().chain(parts("here/it:1")).collect();
+        let titles: Vec<String> = all.iter().map(Object::title).collect();
+        assert_eq!(titles.len(), 18, "{titles:?}");
+        let found = |title: &str| all.iter().find(|object| object.title() == title).expect("it is there");
+        assert_eq!(
+            found("DaemonSet ztunnel").path(),
+            "/apis/apps/v1/namespaces/ztunnel-system/daemonsets/ztunnel"
+        );
+        assert_eq!(found("Namespace ztunnel-system").path(), "/api/v1/namespaces/ztunnel-system");
+        let images = all.iter().filter_map(|object| object.value.pointer("/spec/template/spec/containers"));
+        let mut images = images.flat_map(|containers| containers.as_array().into_iter().flatten());
+        assert!(images.all(|container| container["image"] == "here/it:1"));
+    }
+
+    #[test]
+    fn the_cleaner_is_the_agent_and_nothing_else() {
+        let parts = parts("here/it:1");
+        let node = parts.iter().find(|object| object.kind.name == "DaemonSet").expect("node pods");
+        let cleaner = cleaner(node).value;
+        let containers = cleaner["spec"]["template"]["spec"]["containers"].as_array().expect("a list");
+        assert_eq!(containers.len(), 1);
+        assert_eq!(containers[0]["command"], json!(["/ztunnel-redirect", "uninstall"]));
+        assert!(containers[0]["readinessProbe"].is_object());
+    }
+}

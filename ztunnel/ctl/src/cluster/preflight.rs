@@ -1,0 +1,220 @@
+//! Whether a cluster can work, before anything is changed.
+
+use reflector::{Client, Keep};
+use serde_json::Value;
+
+use super::{ANSWER, Error, of};
+
+/// The first version whose pods can say `appArmorProfile`; DaemonSets with surge are older.
+const OLDEST_API: u64 = 30;
+/// The first long-term kernel with everything that the rules need.
+const OLDEST_KERNEL: (u64, u64) = (6, 1);
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Finding {
+    Good(String),
+    /// Works, and should be known.
+    Note(String),
+    /// Stands against an installation; says what to do.
+    Against(String),
+}
+
+/// Prints what was found; whether nothing stands against an installation.
+pub(super) fn tell(findings: &[Finding]) -> bool {
+    for finding in findings {
+        match finding {
+            Finding::Good(text) => println!("  ok    {text}"),
+            Finding::Note(text) => println!("  note  {text}"),
+            Finding::Against(text) => println!("  FAIL  {text}"),
+        }
+    }
+    !findings.iter().any(|finding| matches!(finding, Finding::Against(_)))
+}
+
+pub(super) async fn look(client: &Client) -> Result<Vec<Finding>, Error> {
+    let version = get(client, "/version", Keep::All).await?.unwrap_or_default();
+    let nodes = get(client, "/api/v1/nodes", NODES).await?.unwrap_or_default();
+    let daemons = get(client, "/apis/apps/v1/daemonsets", DAEMONS).await?.unwrap_or_default();
+    let pods = get(client, "/api/v1/pods", PODS).await?.unwrap_or_default();
+    let namespaces = get(client, "/api/v1/namespaces", NAMESPACES).await?.unwrap_or_default();
+    let mut findings = vec![api(&version)];
+    findings.extend(kernels(&nodes));
+    findings.extend(other_meshes(&daemons));
+    findings.extend(sidecars(&pods, &namespaces));
+    Ok(findings)
+}
+
+const NODES: Keep = Keep::Only(&[(
+    "items",
+    Keep::Only(&[
+        ("metadata", Keep::Only(&[("name", Keep::All)])),
+        ("status", Keep::Only(&[("nodeInfo", Keep::All)])),
+    ]),
+)]);
+const DAEMONS: Keep = Keep::Only(&[(
+    "items",
+    Keep::Only(&[(
+        "metadata",
+        Keep::Only(&[("name", Keep::All), ("namespace", Keep::All), ("labels", Keep::All)]),
+    )]),
+)]);
+const PODS: Keep = Keep::Only(&[(
+    "items",
+    Keep::Only(&[(
+        "metadata",
+        Keep::Only(&[
+            ("name", Keep::All),
+            ("namespace", Keep::All),
+            ("labels", Keep::All),
+            (
+                "annotations",
+                Keep::Only(&[
+                    ("sidecar.istio.io/status", Keep::All),
+                    ("linkerd.io/proxy-version", Keep::All),
+                ]),
+            ),
+        ]),
+    )]),
+)]);
+const NAMESPACES: Keep = Keep::Only(&[(
+    "items",
+    Keep::Only(&[("metadata", Keep::Only(&[("name", Keep::All), ("labels", Keep::All)]))]),
+)]);
+
+async fn get(client: &Client, path: &str, keep: Keep) -> Result<Option<Value>, Error> {
+    of(path, reflector::get(client, path, keep, ANSWER).await)
+}
+
+fn items(list: &Value) -> impl Iterator<Item = &Value> {
+    list["items"].as_array().into_iter().flatten()
+}
+
+fn name(object: &Value) -> &str {
+    object["metadata"]["name"].as_str().unwrap_or_default()
+}
+
+fn api(version: &Value) -> Finding {
+    let digits = |key: &str| {
+        let text = version[key].as_str().unwrap_or_default();
+        text.trim_end_matches(|c: char| !c.is_ascii_digit()).parse::<u64>().unwrap_or(0)
+    };
+    let (major, minor) = (digits("major"), digits("minor"));
+    let told = version["gitVersion"].as_str().unwrap_or("of an unknown version");
+    match (major, minor) >= (1, OLDEST_API) {
+        true => Finding::Good(format!("Kubernetes {told}")),
+        false => Finding::Against(format!("Kubernetes {told}: upgrade to 1.{OLDEST_API} or later")),
+    }
+}
+
+fn kernels(nodes: &Value) -> Vec<Finding> {
+    let (mut good, mut findings) = (0, Vec::new());
+    for node in items(nodes) {
+        let info = |key: &str| node["status"]["nodeInfo"][key].as_str().unwrap_or_default();
+        if info("operatingSystem") != "linux" {
+            findings.push(Finding::Note(format!("node {}: not Linux, its pods stay outside", name(node))));
+            continue;
+        }
+        let release = info("kernelVersion");
+        let mut numbers =
+            release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse::<u64>().unwrap_or(0));
+        if (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) < OLDEST_KERNEL {
+            let (major, minor) = OLDEST_KERNEL;
+            let text = format!("node {}: Linux {release}; {major}.{minor} or later is needed", name(node));
+            findings.push(Finding::Against(text));
+        } else {
+            good += 1;
+        }
+    }
+    match good {
+        0 => findings.push(Finding::Against("no node that could run the proxy".to_owned())),
+        _ => findings.push(Finding::Good(format!("{good} nodes with a kernel that can capture pods"))),
+    }
+    findings
+}
+
+/// Two that capture the same pods would undo each other's rules.
+fn other_meshes(daemons: &Value) -> Vec<Finding> {
+    let is_ours = |one: &Value| one["metadata"]["labels"]["app.kubernetes.io/part-of"] == "ztunnel";
+    let others = items(daemons).filter(|one| !is_ours(one)).filter_map(|one| {
+        let place = format!("{}/{}", one["metadata"]["namespace"].as_str().unwrap_or_default(), name(one));
+        match name(one) {
+            "istio-cni-node" | "ztunnel" => Some(format!(
+                "{place}: Istio's ambient mode captures pods here; use deploy/overlays/istiod, or remove it first"
+            )),
+            "kmesh" => Some(format!("{place}: Kmesh captures pods here; remove it first")),
+            _ => None,
+        }
+    });
+    others.map(Finding::Against).collect()
+}
+
+/// Pods that something else captures already. They are never captured twice: the agent refuses them with an event.
+fn sidecars(pods: &Value, namespaces: &Value) -> Vec<Finding> {
+    const MODE: &str = "istio.io/dataplane-mode";
+    let enrolled: Vec<&str> =
+        items(namespaces).filter(|one| one["metadata"]["labels"][MODE] == "ambient").map(name).collect();
+    let mut findings = Vec::new();
+    for pod in items(pods) {
+        let annotations = &pod["metadata"]["annotations"];
+        let by = match () {
+            () if annotations["sidecar.istio.io/status"].is_string() => "a sidecar of Istio",
+            () if annotations["linkerd.io/proxy-version"].is_string() => "Linkerd",
+            () => continue,
+        };
+        let namespace = pod["metadata"]["namespace"].as_str().unwrap_or_default();
+        let place = format!("pod {namespace}/{}: captured by {by}", name(pod));
+        findings.push(match enrolled.contains(&namespace) {
+            true => Finding::Against(format!(
+                "{place}, in a namespace labelled {MODE}=ambient: remove one of them"
+            )),
+            false => Finding::Note(format!("{place}; it stays outside unless that is removed")),
+        });
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn against(finding: &Finding) -> bool {
+        matches!(finding, Finding::Against(_))
+    }
+
+    #[test]
+    fn old_api_servers_and_kernels_are_named_with_what_is_needed() {
+        assert!(!against(&api(&json!({ "major": "1", "minor": "34+", "gitVersion": "v1.34.1-gke" }))));
+        assert!(against(&api(&json!({ "major": "1", "minor": "29", "gitVersion": "v1.29.0" }))));
+        assert!(against(&api(&json!({}))));
+        let node = |name: &str, kernel: &str| {
+            json!({ "metadata": { "name": name },
+            "status": { "nodeInfo": { "operatingSystem": "linux", "kernelVersion": kernel } } })
+        };
+        let found =
+            kernels(&json!({ "items": [node("new", "6.18.5-fc"), node("old", "5.15.0-91-generic")] }));
+        let expected =
+            Finding::Against("node old: Linux 5.15.0-91-generic; 6.1 or later is needed".to_owned());
+        assert!(found.contains(&expected), "{found:?}");
+        assert!(kernels(&json!({ "items": [] })).iter().any(against), "a cluster without a node");
+    }
+
+    #[test]
+    fn pods_that_another_mesh_captures_are_refused_where_they_would_be_captured_twice() {
+        let pod = |namespace: &str, key: &str| {
+            json!({ "metadata": { "name": "p", "namespace": namespace,
+            "annotations": { key: "x" } } })
+        };
+        let namespaces = json!({ "items": [
+            { "metadata": { "name": "in", "labels": { "istio.io/dataplane-mode": "ambient" } } },
+            { "metadata": { "name": "out" } },
+        ] });
+        for key in ["sidecar.istio.io/status", "linkerd.io/proxy-version"] {
+            assert!(against(&sidecars(&json!({ "items": [pod("in", key)] }), &namespaces)[0]), "{key}");
+            assert!(!against(&sidecars(&json!({ "items": [pod("out", key)] }), &namespaces)[0]), "{key}");
+        }
+        let daemon = |labels: Value| json!({ "items": [{ "metadata": { "name": "ztunnel", "namespace": "x", "labels": labels } }] });
+        assert_eq!(other_meshes(&daemon(json!({ "app.kubernetes.io/part-of": "ztunnel" }))), []);
+        assert!(against(&other_meshes(&daemon(json!({ "app": "ztunnel" })))[0]));
+    }
+}

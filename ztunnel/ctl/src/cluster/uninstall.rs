@@ -1,0 +1,103 @@
+//! Nothing is left behind: no rule, file or CNI entry on a node, no object in the cluster.
+//!
+//! The node pods go first, which opens nothing; then the agent of the image cleans every node up and says so by being ready;
+//! then the objects go.
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use reflector::{Client, Keep};
+
+use super::install::{apply, is_anothers, wait};
+use super::manifests::{self, Object, SYSTEM};
+use super::{ANSWER, Error, LOOK, UninstallArguments, of};
+
+pub(super) async fn run(client: &Client, arguments: UninstallArguments) -> Result<ExitCode, Error> {
+    let longest = Duration::from_secs(arguments.timeout);
+    let namespace = format!("/api/v1/namespaces/{SYSTEM}");
+    let parts = manifests::parts(manifests::IMAGE);
+    let node = parts.iter().find(|object| object.kind.name == "DaemonSet");
+    let node = node.expect("invariant: a test reads every file of deploy/");
+    if of("the namespace", reflector::get(client, &namespace, Keep::Nothing, ANSWER).await)?.is_some() {
+        // As it is installed: an overlay may have other folders.
+        let installed = of(node.title(), reflector::get(client, &node.path(), Keep::All, ANSWER).await)?;
+        let mut node = Object { kind: node.kind, value: installed.unwrap_or_else(|| node.value.clone()) };
+        if let Some(image) = arguments.image {
+            node.value["spec"]["template"]["spec"]["containers"][0]["image"] = image.into();
+        }
+        delete(client, &node).await?;
+        gone(client, &pods_of("ztunnel"), longest).await?;
+        let cleaner = manifests::cleaner(&node);
+        apply(client, &cleaner, false).await?;
+        wait(client, std::slice::from_ref(&cleaner), longest).await?;
+        delete(client, &cleaner).await?;
+        gone(client, &pods_of(cleaner.name()), longest).await?;
+    }
+    for part in parts.iter().rev() {
+        delete(client, part).await?;
+    }
+    roots(client).await?;
+    for definition in manifests::definitions() {
+        match (arguments.delete_policies, is_anothers(client, &definition).await?) {
+            (_, true) => {}
+            (true, false) => delete(client, &definition).await?,
+            (false, false) => {
+                println!(
+                    "{:<60} stays, with its policies; --delete-policies removes both",
+                    definition.title()
+                );
+            }
+        }
+    }
+    while of("the namespace", reflector::get(client, &namespace, Keep::Nothing, ANSWER).await)?.is_some() {
+        tokio::time::sleep(LOOK).await;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn pods_of(name: &str) -> String {
+    format!("/api/v1/namespaces/{SYSTEM}/pods?labelSelector=app.kubernetes.io%2Fname%3D{name}")
+}
+
+async fn gone(client: &Client, pods: &str, longest: Duration) -> Result<(), Error> {
+    const NAMES: Keep =
+        Keep::Only(&[("items", Keep::Only(&[("metadata", Keep::Only(&[("name", Keep::All)]))]))]);
+    let started = Instant::now();
+    loop {
+        let list =
+            of("the node pods", reflector::get(client, pods, NAMES, ANSWER).await)?.unwrap_or_default();
+        match list["items"].as_array().map_or(0, Vec::len) {
+            0 => return Ok(()),
+            left if started.elapsed() >= longest => {
+                return Err(Error::Late(longest, format!("{left} node pods have not ended")));
+            }
+            _ => tokio::time::sleep(LOOK).await,
+        }
+    }
+}
+
+/// The root certificates that the controller published.
+async fn roots(client: &Client) -> Result<(), Error> {
+    const NAMES: Keep = Keep::Only(&[(
+        "items",
+        Keep::Only(&[("metadata", Keep::Only(&[("name", Keep::All), ("namespace", Keep::All)]))]),
+    )]);
+    let ours = "/api/v1/configmaps?labelSelector=app.kubernetes.io%2Fmanaged-by%3Dztunnel-controller";
+    let list =
+        of("the root certificates", reflector::get(client, ours, NAMES, ANSWER).await)?.unwrap_or_default();
+    for one in list["items"].as_array().into_iter().flatten() {
+        let text = |key: &str| one["metadata"][key].as_str().unwrap_or_default();
+        let path = format!("/api/v1/namespaces/{}/configmaps/{}", text("namespace"), text("name"));
+        of(&path, reflector::delete(client, &path, ANSWER).await)?;
+        println!("{:<60} removed", format!("ConfigMap {}/{}", text("namespace"), text("name")));
+    }
+    Ok(())
+}
+
+async fn delete(client: &Client, object: &Object) -> Result<(), Error> {
+    let found = of(object.title(), reflector::delete(client, &object.path(), ANSWER).await)?;
+    if found {
+        println!("{:<60} removed", object.title());
+    }
+    Ok(())
+}

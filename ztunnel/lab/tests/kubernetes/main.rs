@@ -1,0 +1,332 @@
+//! The story of an installation on a real cluster, told once from the first label to the last object removed. It needs a
+//! cluster that KUBECONFIG names, of two nodes at least, where `kubectl apply -k deploy/overlays/dev` was run (README), and
+//! fails without one. Steps follow each other; the first that fails ends it.
+
+mod apps;
+mod kubectl;
+mod load;
+mod wire;
+
+use std::time::{Duration, Instant};
+
+use apps::{SHOP, ask, label, lives, proxies};
+use kubectl::{apply, attempt, eventually, exec, json, kubectl, node, require, within};
+use load::{Held, Load};
+
+/// Where it is installed.
+const SYSTEM: &str = "ztunnel-system";
+const CLIENT: &str = "ztunnel-suite-shop/client";
+const OUTSIDER: &str = "ztunnel-suite-legacy/legacy";
+
+type Step = (&'static str, fn(&mut Story));
+
+/// What one step leaves to the next.
+#[derive(Default)]
+struct Story {
+    held: Vec<Held>,
+}
+
+fn main() {
+    assert!(std::env::var_os("KUBECONFIG").is_some(), "KUBECONFIG must name a cluster (README)");
+    let steps: [Step; 14] = [
+        ("the manifests of `ztunnelctl install` are those of kustomize", manifests),
+        ("the installation is ready", installed),
+        ("unmeshed pods talk in plaintext", unmeshed),
+        ("a labelled namespace: running pods join without a restart", joined),
+        ("what is said between the nodes is encrypted", encrypted),
+        ("an AuthorizationPolicy is enforced and says so", authorized),
+        ("STRICT refuses plaintext, and kubelet's probes pass", strict),
+        ("a bad policy is told by an event", refused),
+        ("pods roll under load", rolled),
+        ("bulk passes", bulk),
+        ("the proxies roll under load", proxies_rolled),
+        ("a node is cut off and booted", booted),
+        ("an unlabelled namespace: pods leave, connections go on", left),
+        ("nothing is left behind", uninstalled),
+    ];
+    let only = std::env::var("STEPS").ok();
+    let mut story = Story::default();
+    for (number, (what, step)) in steps.into_iter().enumerate() {
+        if only.as_ref().is_some_and(|only| !only.split(',').any(|one| one == number.to_string())) {
+            continue;
+        }
+        let started = Instant::now();
+        println!("{number:>2}. {what} …");
+        step(&mut story);
+        println!("    {:.1} s", started.elapsed().as_secs_f64());
+    }
+}
+
+fn manifests(_: &mut Story) {
+    // The definitions are applied by both; what is compared is everything, as kubectl renders it.
+    let rendered = kubectl(&["kustomize", concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy")]);
+    let kinds = rendered.lines().filter(|line| line.starts_with("kind: ")).count();
+    assert_eq!(kinds, 18, "what `ztunnelctl install` is made of (ctl/src/cluster/manifests.rs)");
+    for overlay in ["dev", "istiod", "openshift"] {
+        kubectl(&["kustomize", &format!("{}/../../deploy/overlays/{overlay}", env!("CARGO_MANIFEST_DIR"))]);
+    }
+}
+
+fn installed(_: &mut Story) {
+    for workload in ["deployment/ztunnel-controller", "daemonset/ztunnel"] {
+        eventually("the installation is ready", || {
+            attempt(&["--namespace", SYSTEM, "rollout", "status", workload, "--timeout=1s"]).map(drop)
+        });
+    }
+    let proxies =
+        json(&["get", "pods", "--namespace", SYSTEM, "--selector", "app.kubernetes.io/name=ztunnel"]);
+    for pod in proxies["items"].as_array().into_iter().flatten() {
+        let containers = pod["spec"]["containers"].as_array().into_iter().flatten();
+        let proxy = containers.into_iter().find(|one| one["name"] == "proxy").expect("a proxy");
+        let security = &proxy["securityContext"];
+        assert_eq!(security["runAsUser"], 1337);
+        assert_eq!(security["capabilities"]["drop"][0], "ALL");
+        assert!(security["capabilities"]["add"].is_null() && security["readOnlyRootFilesystem"] == true);
+    }
+}
+
+fn unmeshed(story: &mut Story) {
+    apps::delete();
+    apps::create();
+    wire::watch();
+    for pod in [CLIENT, OUTSIDER] {
+        eventually("requests pass", || ask(pod));
+    }
+    // What shows that the watch would see it, if it were there later.
+    eventually("plaintext is seen", || {
+        ask(CLIENT)?;
+        require(wire::plaintext() > 0, "the marker was not seen")
+    });
+    story.held.push(Held::open());
+}
+
+/// Connections that were accepted from the mesh.
+fn tunnelled() -> f64 {
+    proxies(
+        "istio_tcp_connections_opened_total",
+        &["reporter=\"destination\"", "connection_security_policy=\"mutual_tls\""],
+    )
+}
+
+fn joined(story: &mut Story) {
+    let before = lives(SHOP);
+    let started = Instant::now();
+    label(SHOP, Some("ambient"));
+    within(Duration::from_secs(30), "requests go through tunnels", || {
+        let before = tunnelled();
+        ask(CLIENT)?;
+        require(tunnelled() > before, "no connection was tunnelled")
+    });
+    println!("    first tunnel {:.1} s after the label", started.elapsed().as_secs_f64());
+    assert_eq!(lives(SHOP), before, "no pod was started again");
+    story.held.iter().for_each(Held::answers);
+}
+
+fn encrypted(_: &mut Story) {
+    quiet("meshed pods", || {
+        for _ in 0..20 {
+            eventually("requests pass", || ask(CLIENT));
+        }
+    });
+}
+
+/// Nothing is said in plaintext meanwhile, by connections that were opened meanwhile.
+fn quiet(who: &str, work: impl FnOnce()) {
+    let before = wire::plaintext();
+    work();
+    let seen = wire::plaintext() - before;
+    assert_eq!(seen, 0, "{who}: {seen} requests passed the wire in plaintext");
+}
+
+const DENY: &str = "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: no-client, namespace: ztunnel-suite-shop}
+spec:
+  selector: {matchLabels: {app: nginx}}
+  action: DENY
+  rules: [{from: [{source: {principals: [cluster.local/ns/ztunnel-suite-shop/sa/default]}}]}]
+";
+
+fn authorized(_: &mut Story) {
+    apply(DENY);
+    eventually("the policy is enforced", || match ask(CLIENT) {
+        Ok(_) => Err("a request passes".to_owned()),
+        Err(_) => Ok(()),
+    });
+    eventually("the policy says that it is in force", || {
+        let policy = json(&["get", "authorizationpolicy", "--namespace", SHOP, "no-client"]);
+        let conditions = policy["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        require(conditions.iter().any(|one| one["status"] == "True"), format!("{conditions:?}"))
+    });
+    kubectl(&["delete", "authorizationpolicy", "--namespace", SHOP, "no-client"]);
+    eventually("requests pass again", || ask(CLIENT));
+}
+
+const STRICT: &str = "
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: strict, namespace: ztunnel-suite-shop}
+spec: {mtls: {mode: STRICT}}
+";
+
+fn strict(_: &mut Story) {
+    let before = lives(SHOP);
+    apply(STRICT);
+    // Nobody may connect to nginx either; kubelet probes it every second.
+    apply(&DENY.replace(
+        "[{from: [{source: {principals: [cluster.local/ns/ztunnel-suite-shop/sa/default]}}]}]",
+        "[{}]",
+    ));
+    for pod in [CLIENT, OUTSIDER] {
+        eventually("nobody connects", || match ask(pod) {
+            Ok(_) => Err(format!("{pod} is let in")),
+            Err(_) => Ok(()),
+        });
+    }
+    // Every address family that the pods have, by the node itself.
+    let nginx =
+        apps::pods(SHOP).into_iter().find(|pod| pod["metadata"]["labels"]["app"] == "nginx").expect("nginx");
+    let host = nginx["spec"]["nodeName"].as_str().expect("scheduled");
+    for address in apps::addresses(&format!("{SHOP}/{}", apps::name(&nginx))) {
+        let url = match address.contains(':') {
+            true => format!("http://[{address}]:8080/"),
+            false => format!("http://{address}:8080/"),
+        };
+        let answer = node("node", host, &["curl", "--silent", "--max-time", "5", &url]);
+        assert!(answer.contains(apps::MARKER), "the node probes {url}: {answer:?}");
+    }
+    // Longer than kubelet takes to give a pod up.
+    let until = Instant::now() + Duration::from_secs(8);
+    within(Duration::from_secs(20), "probes pass", || {
+        assert_eq!(lives(SHOP), before, "a pod was started again: its probes failed");
+        assert!(apps::pods(SHOP).iter().all(apps::is_ready), "a pod is not ready: its probe failed");
+        require(Instant::now() >= until, "not long enough")
+    });
+    kubectl(&["delete", "authorizationpolicy", "--namespace", SHOP, "no-client"]);
+    eventually("requests of the mesh pass", || ask(CLIENT));
+    eventually("plaintext is refused", || match ask(OUTSIDER) {
+        Ok(_) => Err("plaintext is let in".to_owned()),
+        Err(_) => Ok(()),
+    });
+}
+
+fn refused(_: &mut Story) {
+    apply(
+        &DENY.replace(
+            "principals: [cluster.local/ns/ztunnel-suite-shop/sa/default]",
+            "ipBlocks: ['10.0.0.300']",
+        ),
+    );
+    eventually("an event tells of the mistake", || {
+        let events = json(&[
+            "get",
+            "events",
+            "--namespace",
+            SHOP,
+            "--field-selector",
+            "involvedObject.name=no-client",
+        ]);
+        let text = events["items"].to_string();
+        require(text.contains("10.0.0.300"), format!("events: {text}"))
+    });
+    kubectl(&["delete", "authorizationpolicy", "--namespace", SHOP, "no-client"]);
+    eventually("requests pass again", || ask(CLIENT));
+}
+
+fn rolled(_: &mut Story) {
+    quiet("pods that roll", || {
+        let load = Load::start(CLIENT);
+        kubectl(&["--namespace", SHOP, "rollout", "restart", "deployment/nginx"]);
+        eventually("nginx has rolled", || {
+            attempt(&["--namespace", SHOP, "rollout", "status", "deployment/nginx", "--timeout=1s"]).map(drop)
+        });
+        kubectl(&["--namespace", SHOP, "scale", "deployment/nginx", "--replicas=6"]);
+        eventually("nginx has grown", || {
+            attempt(&["--namespace", SHOP, "rollout", "status", "deployment/nginx", "--timeout=1s"]).map(drop)
+        });
+        kubectl(&["--namespace", SHOP, "scale", "deployment/nginx", "--replicas=2"]);
+        load.goes_on();
+        println!("    {} requests", load.finish("pods that roll"));
+    });
+}
+
+fn bulk(_: &mut Story) {
+    let server = apps::addresses(&format!("{SHOP}/iperf")).remove(0);
+    let report = exec(CLIENT, &["iperf3", "--client", &server, "--time", "3", "--json"]);
+    let report: serde_json::Value =
+        serde_json::from_str(&report.unwrap_or_else(|error| panic!("{error}"))).expect("JSON");
+    let rate = report["end"]["sum_received"]["bits_per_second"].as_f64().unwrap_or(0.0);
+    println!("    {:.2} Gbit/s", rate / 1e9);
+    assert!(rate > 0.0, "{report}");
+}
+
+fn proxies_rolled(story: &mut Story) {
+    quiet("proxies that roll", || {
+        let load = Load::start(CLIENT);
+        kubectl(&["--namespace", SYSTEM, "rollout", "restart", "daemonset/ztunnel"]);
+        eventually("the proxies have rolled", || {
+            attempt(&["--namespace", SYSTEM, "rollout", "status", "daemonset/ztunnel", "--timeout=1s"])
+                .map(drop)
+        });
+        load.goes_on();
+        println!("    {} requests", load.finish("proxies that roll"));
+    });
+    story.held.clear();
+    story.held.push(Held::open());
+}
+
+fn booted(_: &mut Story) {
+    let [_, second] = apps::nodes();
+    wire::stop();
+    node("crash", &second, &[]);
+    node("boot", &second, &[]);
+    eventually("the node is ready", || {
+        attempt(&["wait", "--for=condition=Ready", &format!("node/{second}"), "--timeout=1s"]).map(drop)
+    });
+    wire::watch();
+    quiet("a node that boots", || {
+        apps::ready();
+        eventually("requests pass", || ask(CLIENT));
+    });
+}
+
+fn left(story: &mut Story) {
+    kubectl(&["delete", "peerauthentication", "--namespace", SHOP, "strict"]);
+    story.held.clear();
+    story.held.push(Held::open());
+    let (before, load) = (lives(SHOP), Load::start(CLIENT));
+    label(SHOP, None);
+    within(Duration::from_secs(30), "requests go past the proxies", || {
+        let before = tunnelled();
+        ask(CLIENT)?;
+        require(tunnelled() <= before, "connections are still tunnelled")
+    });
+    println!("    {} requests", load.finish("pods that leave"));
+    story.held.iter().for_each(Held::answers);
+    assert_eq!(lives(SHOP), before, "no pod was started again");
+    assert!(ask(OUTSIDER).is_ok(), "anybody may ask again");
+}
+
+/// Rules, CNI files and what programs leave in their folders, on each node.
+fn traces() -> Vec<String> {
+    let look = "nft list ruleset | grep -c ztunnel; ls /etc/cni/net.d /opt/cni/bin; grep -l ztunnel /etc/cni/net.d/*; \
+        ls /var/run/ztunnel /var/lib/ztunnel 2> /dev/null; for n in /var/run/netns/*; do nsenter --net=$n nft list ruleset | grep ztunnel; done; true";
+    let nodes = apps::nodes();
+    nodes.iter().map(|name| node("node", name, &["sh", "-c", look])).collect()
+}
+
+fn uninstalled(_: &mut Story) {
+    label(SHOP, Some("ambient"));
+    eventually("requests pass", || ask(CLIENT));
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+    let arguments = ["run", "--quiet", "--package", "ztunnelctl", "--", "uninstall", "--delete-policies"];
+    let output = std::process::Command::new(cargo).args(arguments).output().expect("cargo is there");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for text in traces() {
+        assert!(!text.contains("ztunnel"), "{text}");
+    }
+    assert!(ask(CLIENT).is_ok(), "pods talk as before");
+    assert!(attempt(&["get", "namespace", SYSTEM]).is_err(), "the namespace is gone");
+    apps::delete();
+}

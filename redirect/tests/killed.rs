@@ -3,11 +3,10 @@
 mod namespace;
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::time::{Duration, Instant};
 
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
+use nix::mount::{MntFlags, umount2};
 use redirect::netns::Netns;
 use redirect::rules;
 
@@ -23,15 +22,7 @@ impl Bed {
         let folder = std::env::temp_dir().join(format!("killed-{}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("a temporary folder");
         let bed = Self { folder };
-        std::fs::write(bed.netns(), "").expect("a mount point");
-        let target = bed.netns();
-        let made = std::thread::spawn(move || {
-            unshare(CloneFlags::CLONE_NEWNET).expect("root may");
-            namespace::loopback_up();
-            let own = Some("/proc/thread-self/ns/net");
-            mount(own, &target, None::<&str>, MsFlags::MS_BIND, None::<&str>).expect("mounted");
-        });
-        made.join().expect("a namespace");
+        namespace::make(&bed.netns());
         bed
     }
 
@@ -39,21 +30,8 @@ impl Bed {
         self.folder.join("netns")
     }
 
-    /// In a namespace of its own: the agent has rules for that too.
     fn agent(&self) -> Child {
-        let (pods, socket) = (self.folder.join("pods.json"), self.folder.join("redirect.sock"));
-        let start = move || {
-            unshare(CloneFlags::CLONE_NEWNET).expect("root may");
-            Command::new(env!("CARGO_BIN_EXE_ztunnel-redirect"))
-                .arg("--pods")
-                .arg(pods)
-                .arg("--socket")
-                .arg(socket)
-                .stdout(Stdio::null())
-                .spawn()
-                .expect("the agent starts")
-        };
-        std::thread::spawn(start).join().expect("started")
+        namespace::agent(&self.folder, &[])
     }
 
     fn list(&self, pods: &str) {

@@ -2,8 +2,8 @@
 
 mod namespace;
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 use redirect::client::{Client, Event, Held, Listeners};
@@ -22,18 +22,7 @@ impl Bed {
         let folder = std::env::temp_dir().join(format!("succession-{}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("a temporary folder");
         let netns = folder.join("netns");
-        std::fs::write(&netns, "").expect("a mount point");
-        let made = std::thread::spawn({
-            let netns = netns.clone();
-            move || {
-                nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("root may");
-                namespace::loopback_up();
-                let own = Path::new("/proc/thread-self/ns/net");
-                let bind = nix::mount::MsFlags::MS_BIND;
-                nix::mount::mount(Some(own), &netns, None::<&str>, bind, None::<&str>).expect("root may");
-            }
-        });
-        made.join().expect("a namespace");
+        namespace::make(&netns);
         let pod = format!(
             r#"{{"pods":[{{"uid":"u","name":"p","namespace":"n","serviceAccount":"a","netns":"{}","addresses":["10.0.0.1"]}}]}}"#,
             netns.display()
@@ -43,19 +32,7 @@ impl Bed {
     }
 
     fn start(&mut self) {
-        let folder = self.folder.clone();
-        let start = move || {
-            // In a namespace of its own: the agent has rules for that too.
-            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("root may");
-            let mut agent = Command::new(env!("CARGO_BIN_EXE_ztunnel-redirect"));
-            agent
-                .arg("--socket")
-                .arg(folder.join("redirect.sock"))
-                .arg("--pods")
-                .arg(folder.join("pods.json"));
-            agent.args(["--proxy-uid", "0"]).stdout(Stdio::null()).spawn().expect("the agent starts")
-        };
-        let child = std::thread::spawn(start).join().expect("started");
+        let child = namespace::agent(&self.folder, &["--proxy-uid", "0"]);
         self.agents.push(child);
     }
 

@@ -64,6 +64,22 @@ pub(super) struct Watch<R> {
     stalled: Duration,
 }
 
+/// Sends a request and reads the whole answer into `text`: at most so many bytes, and by the deadline.
+pub async fn read(
+    client: &Client,
+    request: http::Request<Vec<u8>>,
+    longest: u64,
+    deadline: Duration,
+    text: &mut Vec<u8>,
+) -> Result<(), Trouble> {
+    let answered = async {
+        let answer = client.request_stream(request).await.map_err(trouble)?;
+        answer.take(longest + 1).read_to_end(&mut *text).await.map_err(Trouble::Broken)
+    };
+    timeout(deadline, answered).await.map_err(|_| Trouble::Late(deadline))??;
+    if text.len() as u64 > longest { Err(Trouble::Long(longest)) } else { Ok(()) }
+}
+
 pub(super) async fn page(
     client: &Client,
     resource: &Resource,
@@ -80,16 +96,8 @@ pub(super) async fn page(
         false => request.list(&asked),
     };
     let request = request.map_err(|error| Trouble::Unreadable(error.to_string()))?;
-    let answered = async {
-        let mut text = Vec::new();
-        let answer = client.request_stream(request).await.map_err(trouble)?;
-        answer.take(LONGEST_PAGE + 1).read_to_end(&mut text).await.map_err(Trouble::Broken)?;
-        Ok(text)
-    };
-    let text = timeout(timing.answer, answered).await.map_err(|_| Trouble::Late(timing.answer))??;
-    if text.len() as u64 > LONGEST_PAGE {
-        return Err(Trouble::Long(LONGEST_PAGE));
-    }
+    let mut text = Vec::new();
+    read(client, request, LONGEST_PAGE, timing.answer, &mut text).await?;
     let mut deserializer = serde_json::Deserializer::from_slice(&text);
     let page = deserializer.deserialize_map(PageOf(resource.keep));
     let page = page.and_then(|page| deserializer.end().map(|()| page)).map_err(unreadable)?;
@@ -172,7 +180,7 @@ pub(super) fn unreadable(error: serde_json::Error) -> Trouble {
     Trouble::Unreadable(error.to_string())
 }
 
-pub(super) fn trouble(error: kube::Error) -> Trouble {
+fn trouble(error: kube::Error) -> Trouble {
     match error {
         kube::Error::Api(status) => {
             let seconds = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);

@@ -4,8 +4,8 @@
 //! Owns the way to the API server, and what is asked of it and read of its answers, each with a deadline and a greatest length;
 //! [`Follower`] has the states. Must not know what the objects mean: it hands out JSON, of which only what its user
 //! [keeps](Keep) was ever in memory. Its users are the controller and the node agent, two trust domains that follow the same
-//! API and must not link each other; each has one module for it, `source::kube`, and the crate `kube` is named there and here
-//! and nowhere else.
+//! API and must not link each other; each has one module for it, `source::kube`. The crate `kube` is a
+//! dependency of this one alone.
 //!
 //! The followers are not kube-runtime's: that opens a watch that ends at once again without a pause, has no deadline for a
 //! list, holds to a version that the API server refuses for ever, and logs a list that it cannot read in whole. Of `kube` comes
@@ -24,7 +24,7 @@ use std::time::Duration;
 
 pub use kube::{Client, Config};
 
-pub use ask::Trouble;
+pub use ask::{Trouble, read};
 pub use follow::{Follower, Told};
 pub use keep::Keep;
 pub use single::{apply, delete, get, post};

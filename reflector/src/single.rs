@@ -2,15 +2,13 @@
 
 use std::time::Duration;
 
-use futures::AsyncReadExt;
 use http::{Method, Request};
 use kube::Client;
 use serde::de::DeserializeSeed;
 use serde_json::Value;
-use tokio::time::timeout;
 
 use super::Keep;
-use super::ask::{Trouble, trouble, unreadable};
+use super::ask::{Trouble, read, unreadable};
 
 const LONGEST: u64 = 16 << 20;
 
@@ -77,14 +75,9 @@ async fn send(
     deadline: Duration,
 ) -> Result<Vec<u8>, Trouble> {
     let request = request.body(body).map_err(|error| Trouble::Unreadable(error.to_string()))?;
-    let answered = async {
-        let mut text = Vec::new();
-        let answer = client.request_stream(request).await.map_err(trouble)?;
-        answer.take(LONGEST + 1).read_to_end(&mut text).await.map_err(Trouble::Broken)?;
-        Ok(text)
-    };
-    let text = timeout(deadline, answered).await.map_err(|_| Trouble::Late(deadline))??;
-    if text.len() as u64 > LONGEST { Err(Trouble::Long(LONGEST)) } else { Ok(text) }
+    let mut text = Vec::new();
+    read(client, request, LONGEST, deadline, &mut text).await?;
+    Ok(text)
 }
 
 #[cfg(all(test, feature = "scripted"))]

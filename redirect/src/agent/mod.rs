@@ -33,7 +33,7 @@ use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc, watch};
 
-use crate::audit::{Report, Wake};
+use crate::audit::Wake;
 use crate::broker::server::{Incoming, Outgoing, ProxyId, Server};
 use crate::broker::wire::proto::{self, to_proxy};
 use crate::broker::wire::{Connection, MAX_DESCRIPTORS};
@@ -161,9 +161,8 @@ pub async fn run(config: Config) -> Result<Succeeded, Error> {
         let soon = agent.pods.soon();
         tokio::select! {
             Some(update) = told.recv() => agent.told(update).await,
-            Some(message) = said.recv() => match message {
-                Incoming::Succeed { waits } => return Ok(Succeeded { _waits: waits }),
-                message => agent.said(message).await,
+            Some(message) = said.recv() => if let Some(succeeded) = agent.said(message).await {
+                return Ok(succeeded);
             },
             _ = look.tick() => {
                 let changes = agent.pods.look().await;
@@ -179,10 +178,7 @@ pub async fn run(config: Config) -> Result<Succeeded, Error> {
             // Who asked may have gone.
             Some(answer) = asked.recv() => drop(answer.send(agent.snapshot())),
         }
-        for report in agent.pods.reports() {
-            let Report { uid, reason, message, warning } = report;
-            agent.notices.tell(Notice { uid, warning, reason, message });
-        }
+        agent.pods.reports().into_iter().for_each(|notice| agent.notices.tell(notice));
         known.send_if_modified(|before| std::mem::replace(before, agent.known) != agent.known);
         let proxied = !agent.proxies.is_empty();
         agent.proxied.send_if_modified(|before| std::mem::replace(before, proxied) != proxied);
@@ -270,9 +266,10 @@ impl Agent {
         }
     }
 
-    async fn said(&mut self, message: Incoming) {
+    /// Whether another agent wants to serve.
+    async fn said(&mut self, message: Incoming) -> Option<Succeeded> {
         match message {
-            Incoming::Succeed { .. } => {}
+            Incoming::Succeed { waits } => return Some(Succeeded { _waits: waits }),
             Incoming::Joined { proxy, held, queue } => self.welcome(proxy, held, queue).await,
             Incoming::Drained { proxy, uid } => self.pods.drained(proxy, &uid),
             Incoming::Left { proxy } => {
@@ -295,6 +292,7 @@ impl Agent {
                 self.heard(proxy, &uid, Err(reason));
             }
         }
+        None
     }
 
     fn heard(&mut self, proxy: ProxyId, uid: &str, outcome: Result<(), String>) {

@@ -16,7 +16,6 @@ use tokio::time::Instant;
 
 use super::Change;
 use super::record::{Entry, Record};
-use crate::audit::Report;
 use crate::broker::server::{Outgoing, ProxyId};
 use crate::netns::{self, Ident, Netns, Place};
 use crate::retry::Retry;
@@ -24,7 +23,7 @@ use crate::rules::exchange::Exchange;
 use crate::rules::form::Form;
 use crate::rules::{self, Closed, Installed, NotLive, Ports, TABLE};
 use crate::sockets::{self, Listeners};
-use crate::source::Pod;
+use crate::source::{Notice, Pod};
 use crate::zds::server::{Entry as Known, Roster, Workload};
 pub(crate) use counts::Counts;
 pub(super) use guard::Guarding;
@@ -64,7 +63,7 @@ pub(super) struct Pods {
     proxies: HashSet<ProxyId>,
     guarding: Guarding,
     pub(super) counts: Counts,
-    reports: Vec<Report>,
+    reports: Vec<Notice>,
 }
 
 struct Captured {

@@ -26,14 +26,3 @@ mod watch;
 pub(crate) use contest::{Contest, Pace};
 pub(crate) use wake::Wake;
 pub(crate) use watch::{Damage, Watch};
-
-/// What an operator should hear of one pod.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Report {
-    pub uid: String,
-    /// In one word, for an event's reason.
-    pub reason: &'static str,
-    pub message: String,
-    /// False when it is good news.
-    pub warning: bool,
-}

@@ -65,8 +65,8 @@ pub struct Notice {
 }
 
 /// Takes notices, to a source that has somebody to tell; never waits, and drops them otherwise.
-#[derive(Debug, Clone, Default)]
-pub struct Notices(Option<mpsc::Sender<Notice>>);
+#[derive(Debug, Clone)]
+pub struct Notices(mpsc::Sender<Notice>);
 
 /// A burst of all pods of a node.
 const MOST_NOTICES: usize = 512;
@@ -74,12 +74,11 @@ const MOST_NOTICES: usize = 512;
 impl Notices {
     pub fn channel() -> (Self, mpsc::Receiver<Notice>) {
         let (tell, told) = mpsc::channel(MOST_NOTICES);
-        (Self(Some(tell)), told)
+        (Self(tell), told)
     }
 
     pub fn tell(&self, notice: Notice) {
-        let Some(tell) = &self.0 else { return };
-        if let Err(mpsc::error::TrySendError::Full(notice)) = tell.try_send(notice) {
+        if let Err(mpsc::error::TrySendError::Full(notice)) = self.0.try_send(notice) {
             tracing::debug!(pod = notice.uid, reason = notice.reason, "too many notices, one dropped");
         }
     }

@@ -3,11 +3,9 @@
 use std::fmt;
 use std::time::Duration;
 
-use futures::AsyncReadExt;
 use http::{Method, Request, header};
 use reflector::{Client, Config, Error};
 use serde_json::Value;
-use tokio::time::timeout;
 
 use crate::object::Name;
 
@@ -203,18 +201,9 @@ impl Api {
         let request = request.header(header::CONTENT_TYPE, kind).header(header::ACCEPT, "application/json");
         let request = request.body(body).map_err(|error| Trouble::Unreadable(error.to_string()))?;
         debug_assert!(request.method() != Method::DELETE, "nothing here takes anything away");
-        let answered = async {
-            let mut text = zeroize::Zeroizing::new(Vec::new());
-            let answer = self.client.request_stream(request).await;
-            let answer = answer.map_err(|error| trouble(error, verb, resource, place))?;
-            let read = answer.take(LONGEST + 1).read_to_end(&mut text).await;
-            read.map_err(|error| Trouble::Unreachable(format!("the answer breaks off: {error}")))?;
-            Ok(text)
-        };
-        let text = timeout(self.deadline, answered).await.map_err(|_| Trouble::Late(self.deadline))??;
-        if text.len() as u64 > LONGEST {
-            return Err(Trouble::Unreadable(format!("it is longer than {LONGEST} bytes")));
-        }
+        let mut text = zeroize::Zeroizing::new(Vec::new());
+        let read = reflector::read(&self.client, request, LONGEST, self.deadline, &mut text).await;
+        read.map_err(|error| trouble(error, verb, resource, place))?;
         // The position in it is told, never what stands there.
         let unreadable = |error: serde_json::Error| {
             Trouble::Unreadable(format!("no JSON at line {}, column {}", error.line(), error.column()))
@@ -230,28 +219,21 @@ impl Api {
 pub(super) const MANAGER: &str = "ztunnel-controller";
 pub(super) const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 
-fn trouble(error: kube::Error, verb: &'static str, resource: Resource, place: &str) -> Trouble {
+fn trouble(error: reflector::Trouble, verb: &'static str, resource: Resource, place: &str) -> Trouble {
     match error {
-        kube::Error::Api(status) => {
-            let reason: String = status.message.chars().take(300).collect();
-            match status.code {
-                403 => {
-                    let place = place.to_owned();
-                    Trouble::Denied(Box::new(Denied { verb, resource, place, reason }))
-                }
-                404 => Trouble::Absent(reason),
-                409 => Trouble::Conflict(reason),
-                code => Trouble::Refused { code, reason },
-            }
+        reflector::Trouble::Refused { code: 403, reason, .. } => {
+            let place = place.to_owned();
+            Trouble::Denied(Box::new(Denied { verb, resource, place, reason }))
         }
-        error => {
-            let mut text = error.to_string();
-            let mut cause = std::error::Error::source(&error);
-            while let Some(error) = cause {
-                text = error.to_string();
-                cause = error.source();
-            }
-            Trouble::Unreachable(text)
+        reflector::Trouble::Refused { code: 404, reason, .. } => Trouble::Absent(reason),
+        reflector::Trouble::Refused { code: 409, reason, .. } => Trouble::Conflict(reason),
+        reflector::Trouble::Refused { code, reason, .. } => Trouble::Refused { code, reason },
+        reflector::Trouble::Unreachable(reason) => Trouble::Unreachable(reason),
+        reflector::Trouble::Late(deadline) => Trouble::Late(deadline),
+        reflector::Trouble::Broken(error) => Trouble::Unreachable(format!("the answer breaks off: {error}")),
+        reflector::Trouble::Long(longest) => {
+            Trouble::Unreadable(format!("it is longer than {longest} bytes"))
         }
+        error => Trouble::Unreadable(error.to_string()),
     }
 }

@@ -9,12 +9,12 @@ use rand::RngExt;
 use tokio::time::Instant;
 
 use super::{Captured, Hold, Pods};
-use crate::audit::{Contest, Damage, Pace, Report, Wake, Watch, proof};
+use crate::audit::{Contest, Damage, Pace, Wake, Watch, proof};
 use crate::retry::Retry;
 use crate::rules::form::{Foreign, Form};
 use crate::rules::host::Members;
 use crate::rules::{self, Closed};
-use crate::source::Pod;
+use crate::source::{Notice, Pod};
 
 /// How long a strict pod may be without proven capture before it is quarantined.
 pub(in crate::agent) const BOUND: Duration = Duration::from_secs(2);
@@ -188,9 +188,7 @@ impl Pods {
         let now = Instant::now();
         self.guarding.soon = self.guarding.soon.filter(|soon| *soon > now);
         let due = |held: &Captured| held.guard.as_ref().is_some_and(|guard| guard.due <= now);
-        let due: Vec<String> =
-            self.captured.iter().filter(|(_, held)| due(held)).map(|(uid, _)| uid.clone()).collect();
-        for uid in due {
+        for uid in self.uids(|_, held| due(held)) {
             let Some(mut held) = self.captured.remove(&uid) else { continue };
             if let Some(mut guard) = held.guard.take() {
                 self.audit_one(&held, &mut guard).await;
@@ -322,11 +320,11 @@ impl Pods {
     }
 
     pub(super) fn report(&mut self, pod: &Pod, reason: &'static str, message: String, warning: bool) {
-        self.reports.push(Report { uid: pod.uid.clone(), reason, message, warning });
+        self.reports.push(Notice { uid: pod.uid.clone(), warning, reason, message });
     }
 
     /// What was found since the last time.
-    pub(in crate::agent) fn reports(&mut self) -> Vec<Report> {
+    pub(in crate::agent) fn reports(&mut self) -> Vec<Notice> {
         std::mem::take(&mut self.reports)
     }
 

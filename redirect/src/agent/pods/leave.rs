@@ -10,7 +10,7 @@
 //! leaving on another way and send through tunnels until then. An agent that starts again has forgotten who was leaving,
 //! and withdraws at once.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -102,10 +102,8 @@ impl Pods {
         let now = Instant::now();
         let is_over = |leave: &Leave| leave.until <= now || self.proxies.is_subset(&leave.drained);
         let over = |held: &Captured| held.leaving.as_ref().is_some_and(is_over);
-        let over: BTreeSet<String> =
-            self.captured.iter().filter(|(_, held)| over(held)).map(|(uid, _)| uid.clone()).collect();
         let mut changes = Vec::new();
-        for uid in over {
+        for uid in self.uids(|_, held| over(held)) {
             let Some(held) = self.captured.remove(&uid) else { continue };
             if let Some(entry) = self.entry(&held.pod, held.ident) {
                 self.withdraw(entry, None).await;

@@ -29,10 +29,8 @@ impl Pods {
         let due = |held: &Captured| {
             held.hold.listeners().is_none() && held.opening.is_none_or(|retry| retry.is_due())
         };
-        let due: Vec<String> =
-            self.captured.iter().filter(|(_, held)| due(held)).map(|(uid, _)| uid.clone()).collect();
         let mut changes = Vec::new();
-        for uid in due {
+        for uid in self.uids(|_, held| due(held)) {
             changes.extend(self.open(&uid, None).await);
         }
         changes

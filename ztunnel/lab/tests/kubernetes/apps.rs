@@ -9,7 +9,8 @@ pub const LEGACY: &str = "ztunnel-suite-legacy";
 /// Passes over the wire in every request, so that plaintext is recognised.
 pub const MARKER: &str = "plaintext-marker-4711";
 
-fn image() -> String {
+/// Of the pods of the story, and of those that watch the wire.
+pub fn image() -> String {
     std::env::var("ZTUNNEL_SUITE_IMAGE").unwrap_or_else(|_| "localhost/apps:1".to_owned())
 }
 

@@ -1,6 +1,6 @@
 //! What passes between the nodes: tcpdump in the host's network namespace of each node, told apart by what is said there.
 
-use super::apps::{LEGACY, MARKER, nodes};
+use super::apps::{LEGACY, MARKER, image, nodes};
 use super::kubectl::{apply, eventually, exec, json, kubectl, require};
 
 const WATCH: &str = "ztunnel-suite-wire";
@@ -8,7 +8,7 @@ const WATCH: &str = "ztunnel-suite-wire";
 /// Begins to watch on every node. Only what comes from or goes to another machine counts, which no address of a pod or node
 /// on a virtual interface of its own does.
 pub fn watch() {
-    let image = std::env::var("ZTUNNEL_SUITE_IMAGE").unwrap_or_else(|_| "localhost/apps:1".to_owned());
+    let image = image();
     let command = "dev=$(ip route get NODE | sed -n 's/.* dev \\([^ ]*\\).*/\\1/p'); \
         exec tcpdump -i $dev -s 0 -U -w /tmp/wire tcp and not port 6443 and not port 10250";
     let mut manifests = format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {LEGACY}}}\n");

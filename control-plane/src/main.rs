@@ -237,6 +237,7 @@ async fn serve(args: Args, nodes: Option<Arc<Nodes>>) -> Result<(), Error> {
             trust_domain: args.trust_domain,
             cluster_id: args.cluster_id,
             root_namespace: args.root_namespace,
+            await_redirection: args.kubernetes,
             ..index::Config::default()
         };
         let (writer, store) = xds::store();

@@ -27,7 +27,7 @@ pub use kube::{Client, Config};
 pub use ask::{Trouble, read};
 pub use follow::{Follower, Told};
 pub use keep::Keep;
-pub use single::{apply, delete, get, post};
+pub use single::{apply, delete, get, merge, post};
 
 const CONNECT: Duration = Duration::from_secs(10);
 

@@ -49,6 +49,19 @@ pub async fn apply(
     send(client, request, object.to_string().into_bytes(), deadline).await.map(drop)
 }
 
+/// Changes what `patch` names of the object at this path (RFC 7396); `null` takes it away.
+pub async fn merge(
+    client: &Client,
+    path: &str,
+    patch: &Value,
+    manager: &str,
+    deadline: Duration,
+) -> Result<(), Trouble> {
+    let request = Request::builder().method(Method::PATCH).uri(format!("{path}?fieldManager={manager}"));
+    let request = request.header("content-type", "application/merge-patch+json");
+    send(client, request, patch.to_string().into_bytes(), deadline).await.map(drop)
+}
+
 /// Deletes the object at this path and what belongs to it; whether there was one.
 pub async fn delete(client: &Client, path: &str, deadline: Duration) -> Result<bool, Trouble> {
     match answered(client, Method::DELETE, path, Vec::new(), deadline).await {

@@ -39,6 +39,8 @@ pub struct Config {
     pub network: String,
     /// Policies without a selector are for the whole mesh here.
     pub root_namespace: String,
+    /// Tunnels go to a meshed pod once its node says that the pod takes them, rather than as soon as its labels ask for it.
+    pub await_redirection: bool,
 }
 
 impl Default for Config {
@@ -48,6 +50,7 @@ impl Default for Config {
             cluster_id: codec::DEFAULT_CLUSTER.to_owned(),
             network: String::new(),
             root_namespace: "istio-system".to_owned(),
+            await_redirection: false,
         }
     }
 }
@@ -268,7 +271,7 @@ impl Index {
             _ => {}
         }
         let around = Surroundings {
-            meshed,
+            tunnelled: meshed && (pod.redirected || !self.config.await_redirection),
             locality: self.held.locality(&pod.node),
             services: self.held.services_of(pod),
             policies,

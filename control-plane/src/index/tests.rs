@@ -142,6 +142,29 @@ fn labels_decide_who_is_meshed() {
 }
 
 #[test]
+fn tunnels_wait_for_the_word_of_the_node_and_certificates_do_not() {
+    let config = Config { await_redirection: true, ..Config::default() };
+    let (mut index, mut mirror) = (Index::new(config), Mirror::default());
+    let identity = Identity::new("cluster.local", "shop", "cart").expect("an identity");
+    for (mesh, annotation, expected) in [
+        (true, "", TunnelProtocol::Tcp),
+        (true, "ambient.istio.io/redirection: pending", TunnelProtocol::Tcp),
+        (true, "ambient.istio.io/redirection: enabled", TunnelProtocol::Hbone),
+        (false, "ambient.istio.io/redirection: enabled", TunnelProtocol::Tcp),
+    ] {
+        let annotations = format!("annotations: {{{annotation}}}");
+        let pod = pod("shop", "a", "10.0.0.1", &annotations, "nodeName: n1, serviceAccountName: cart");
+        mirror.take(index.apply(sets(&(namespace("shop", mesh) + &pod))));
+        assert_eq!(mirror.workload("a").protocol, expected, "{mesh} {annotation}");
+        assert_eq!(
+            index.residents().contains("n1", &identity),
+            mesh,
+            "its proxy may have a certificate before"
+        );
+    }
+}
+
+#[test]
 fn a_label_of_a_namespace_moves_its_pods_only() {
     let pods =
         pod("shop", "a", "10.0.0.1", "", "nodeName: n1") + &pod("bank", "b", "10.0.0.2", "", "nodeName: n1");

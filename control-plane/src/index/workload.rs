@@ -22,7 +22,8 @@ const DEFAULT_ACCOUNT: &str = "default";
 
 /// What a pod's workload takes from other objects.
 pub(super) struct Surroundings<'a> {
-    pub meshed: bool,
+    /// It takes tunnels.
+    pub tunnelled: bool,
     pub locality: Locality,
     pub services: Vec<&'a Service>,
     pub policies: Vec<String>,
@@ -70,7 +71,7 @@ pub(super) fn of_pod(config: &Config, pod: &Pod, around: Surroundings<'_>) -> Op
         addresses: pod.addresses.iter().map(IpAddr::to_canonical).collect(),
         hostname: Text::default(),
         network: Network::from(config.network.as_str()),
-        protocol: if around.meshed { TunnelProtocol::Hbone } else { TunnelProtocol::Tcp },
+        protocol: if around.tunnelled { TunnelProtocol::Hbone } else { TunnelProtocol::Tcp },
         network_mode: if pod.host_network { NetworkMode::HostNetwork } else { NetworkMode::Standard },
         node: pod.node.clone().into(),
         workload_type,

@@ -42,6 +42,8 @@ pub struct Pod {
     pub host_network: bool,
     /// A sidecar serves the pod already, so it is not meshed a second time.
     pub sidecar: bool,
+    /// Its node says that it is captured and takes tunnels.
+    pub redirected: bool,
     pub addresses: Vec<IpAddr>,
     /// In a phase that it never leaves: Succeeded or Failed.
     pub finished: bool,

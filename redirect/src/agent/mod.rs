@@ -40,9 +40,9 @@ use crate::broker::wire::{Connection, MAX_DESCRIPTORS};
 use crate::listener;
 use crate::netns::Netns;
 use crate::sockets::{self, Listeners};
-use crate::source::{self, Notice, Notices, Update, file, zds};
+use crate::source::{self, Notice, Notices, Served, Update, file, zds};
 use crate::status::{self, Snapshot};
-use crate::zds::server::{Roster, Server as ZdsServer};
+use crate::zds::server::{Roster, Said, Server as ZdsServer};
 use host::Host;
 pub(crate) use pods::Counts;
 use pods::{Guarding, Part, Pods};
@@ -106,6 +106,9 @@ struct Proxy {
 
 type Proxies = HashMap<ProxyId, Proxy>;
 
+/// Stock ztunnels are numbered among the proxies from here on.
+const ZTUNNELS: ProxyId = 1_000_000;
+
 struct Agent {
     pods: Pods,
     proxies: Proxies,
@@ -121,6 +124,8 @@ struct Agent {
     rosters: watch::Sender<Option<Arc<Roster>>>,
     /// For istio-cni's client.
     proxied: watch::Sender<bool>,
+    /// For Kubernetes.
+    served: watch::Sender<Served>,
 }
 
 /// Runs until another agent wants to serve, which is told by the end of the process.
@@ -132,8 +137,10 @@ pub async fn run(config: Config) -> Result<Succeeded, Error> {
     let (proxied, present) = watch::channel(false);
     // Nobody takes them from there but Kubernetes.
     let (notices, noticed) = Notices::channel();
+    let (served, seen_served) = watch::channel(Served::default());
+    let (answer, mut answered) = mpsc::channel(QUEUE);
     let Config { socket, proxy_uid: _, role, audit_period, probe_uid, status } = config;
-    let part = role.begin(tell, published, present, noticed)?;
+    let part = role.begin(Ends { tell, published, answer, present, noticed, served: seen_served })?;
     tokio::spawn(server.serve(say));
     let wake = Arc::new(Wake::new().map_err(Error::Wake)?);
     let guarding = Guarding::new(wake.clone(), audit_period);
@@ -154,6 +161,7 @@ pub async fn run(config: Config) -> Result<Succeeded, Error> {
         known: false,
         rosters,
         proxied,
+        served,
     };
     let mut look = tokio::time::interval(PERIOD);
     tracing::info!(socket = %socket.display(), "ready");
@@ -164,6 +172,7 @@ pub async fn run(config: Config) -> Result<Succeeded, Error> {
             Some(message) = said.recv() => if let Some(succeeded) = agent.said(message).await {
                 return Ok(succeeded);
             },
+            Some(answer) = answered.recv() => agent.answered(answer),
             _ = look.tick() => {
                 let changes = agent.pods.look().await;
                 agent.announce(changes);
@@ -190,34 +199,39 @@ pub async fn run(config: Config) -> Result<Succeeded, Error> {
     }
 }
 
+/// What those hold who tell of pods, and who serve them.
+struct Ends {
+    tell: mpsc::Sender<Update>,
+    published: watch::Receiver<Option<Arc<Roster>>>,
+    answer: mpsc::Sender<Said>,
+    present: watch::Receiver<bool>,
+    noticed: mpsc::Receiver<Notice>,
+    served: watch::Receiver<Served>,
+}
+
 impl Role {
     /// Begins to follow who tells of pods.
-    fn begin(
-        self,
-        tell: mpsc::Sender<Update>,
-        published: watch::Receiver<Option<Arc<Roster>>>,
-        present: watch::Receiver<bool>,
-        noticed: mpsc::Receiver<Notice>,
-    ) -> Result<Part, Error> {
+    fn begin(self, ends: Ends) -> Result<Part, Error> {
+        let Ends { tell, published, answer, present, noticed, served } = ends;
         Ok(match self {
             Role::Capture { pods } => {
                 tokio::spawn(file::follow(pods, tell));
                 Part::Both
             }
             Role::DriveZtunnels { pods, socket } => {
-                serve_ztunnels(&socket, published)?;
+                serve_ztunnels(&socket, published, answer)?;
                 tokio::spawn(file::follow(pods, tell));
                 Part::Rules { proxied: false }
             }
             Role::Kubernetes { source, socket } => {
                 let part = match socket {
                     Some(socket) => {
-                        serve_ztunnels(&socket, published)?;
+                        serve_ztunnels(&socket, published, answer)?;
                         Part::Rules { proxied: false }
                     }
                     None => Part::Both,
                 };
-                source::kube::start(*source, tell, noticed)?;
+                source::kube::start(*source, tell, noticed, served)?;
                 part
             }
             Role::BeneathIstioCni { socket } => {
@@ -231,8 +245,9 @@ impl Role {
 fn serve_ztunnels(
     socket: &Path,
     published: watch::Receiver<Option<Arc<Roster>>>,
+    answer: mpsc::Sender<Said>,
 ) -> Result<(), listener::Error> {
-    tokio::spawn(ZdsServer::bind(socket)?.serve(published));
+    tokio::spawn(ZdsServer::bind(socket)?.serve(published, answer));
     tracing::info!(socket = %socket.display(), "serving ZDS; ztunnels open the pods' listeners");
     Ok(())
 }
@@ -297,13 +312,35 @@ impl Agent {
 
     fn heard(&mut self, proxy: ProxyId, uid: &str, outcome: Result<(), String>) {
         if self.pods.is_captured(uid) && self.proxies.contains_key(&proxy) {
-            self.serving.said(proxy, uid, outcome);
+            self.serves(proxy, uid, outcome);
         }
+    }
+
+    fn answered(&mut self, said: Said) {
+        match said {
+            Said::Pod { ztunnel, uid, outcome } if self.pods.is_captured(&uid) => {
+                self.serves(ZTUNNELS + ztunnel, &uid, outcome);
+            }
+            Said::Pod { .. } => {}
+            Said::Left { ztunnel } => self.serving.left(ZTUNNELS + ztunnel),
+        }
+    }
+
+    fn serves(&mut self, proxy: ProxyId, uid: &str, outcome: Result<(), String>) {
+        if outcome.is_ok() {
+            self.served.send_if_modified(|served| served.insert(uid.to_owned()));
+        }
+        self.serving.said(proxy, uid, outcome);
     }
 
     fn announce(&mut self, changes: Vec<Change>) {
         for Change { uid, message } in changes {
             self.serving.changed(&uid);
+            // Whoever follows them keeps in mind what was true.
+            self.served.send_if_modified(|served| {
+                served.remove(&uid);
+                false
+            });
             self.proxies.retain(|proxy, Proxy { queue, .. }| match message() {
                 Ok(message) => {
                     let kept = queue.try_send(message).is_ok();

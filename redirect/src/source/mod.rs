@@ -6,7 +6,7 @@ pub mod file;
 pub mod kube;
 pub mod zds;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 
 use serde::Deserialize;
@@ -63,6 +63,9 @@ pub struct Notice {
     pub reason: &'static str,
     pub message: String,
 }
+
+/// Uids of the pods that are captured and served by a proxy.
+pub type Served = BTreeSet<String>;
 
 /// Takes notices, to a source that has somebody to tell; never waits, and drops them otherwise.
 #[derive(Debug, Clone)]

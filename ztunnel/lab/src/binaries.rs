@@ -50,7 +50,19 @@ fn locate() -> Result<Binaries, Error> {
 fn build(cargo: &Path, release: bool) -> Result<(), Error> {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let mut command = Command::new(cargo);
-    command.args(["build", "--quiet", "--bins", "-p", "ztunnel", "-p", "redirect", "-p", "control-plane"]);
+    command.args([
+        "build",
+        "--quiet",
+        "--bins",
+        "-p",
+        "ztunnel",
+        "-p",
+        "redirect",
+        "-p",
+        "control-plane",
+        "-p",
+        "ztunnelctl",
+    ]);
     if release {
         command.arg("--release");
     }

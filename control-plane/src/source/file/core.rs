@@ -17,6 +17,7 @@ use crate::object::{
 
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 const SIDECAR_STATUS: &str = "sidecar.istio.io/status";
+const REDIRECTION: &str = "ambient.istio.io/redirection";
 
 pub(super) fn namespace(name: Name, meta: &Meta) -> Namespace {
     Namespace { name: name.name, labels: meta.labels.clone().unwrap_or_default() }
@@ -51,6 +52,10 @@ pub(super) fn pod(root: &Place<'_>, name: Name, meta: &Meta, mistakes: &mut Vec<
         node: spec.node_name.unwrap_or_default().as_str().into(),
         service_account: spec.service_account_name.unwrap_or_default(),
         host_network: spec.host_network.unwrap_or(false),
+        redirected: meta
+            .annotations
+            .as_ref()
+            .is_some_and(|all| all.get(REDIRECTION).is_some_and(|value| value == "enabled")),
         sidecar: meta.annotations.as_ref().is_some_and(|all| all.contains_key(SIDECAR_STATUS)),
         addresses,
         finished: matches!(status.phase, Some(Phase::Succeeded | Phase::Failed)),

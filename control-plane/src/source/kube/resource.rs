@@ -84,6 +84,7 @@ const SECURITY: &str = "security.istio.io/v1";
 /// Annotations can be long, as the manifest that kubectl leaves there.
 const ANNOTATIONS: Keep = Only(&[
     ("sidecar.istio.io/status", All),
+    ("ambient.istio.io/redirection", All),
     ("networking.istio.io/traffic-distribution", All),
     ("istio.io/dry-run", All),
 ]);

@@ -18,6 +18,7 @@ mod adding;
 mod cluster;
 mod enrolment;
 mod events;
+mod mark;
 mod members;
 mod object;
 
@@ -26,16 +27,17 @@ use std::time::Duration;
 
 use reflector::{Client, Follower, Timing, Told, Trouble};
 use serde_json::Value;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at};
 
 use self::adding::{Adding, Answer, Next};
 use self::cluster::Cluster;
 use self::events::Events;
+use self::mark::Marks;
 use self::members::Members;
 use self::object::{Kind, NAMESPACE, POD};
-use super::{Ask, Notice, Update};
+use super::{Ask, Notice, Served, Update};
 use crate::cni::{self, Enrolled, Sandbox};
 use crate::locate::{self, Located, Locator};
 
@@ -73,6 +75,7 @@ struct Source {
     cluster: Cluster,
     members: Members,
     events: Events,
+    marks: Marks,
     enrolled: Option<Enrolled>,
     deadline: Duration,
     adding: HashMap<u64, Adding>,
@@ -101,6 +104,7 @@ pub fn start(
     config: Config,
     updates: mpsc::Sender<Update>,
     notices: mpsc::Receiver<Notice>,
+    served: watch::Receiver<Served>,
 ) -> Result<(), reflector::Error> {
     let Config { api, timing, node, locator, cni } = config;
     let client = reflector::client(api)?;
@@ -115,6 +119,7 @@ pub fn start(
     };
     let source = Source {
         events: Events::new(client.clone(), node),
+        marks: Marks::new(client.clone(), served),
         client,
         locator,
         cluster: Cluster::default(),
@@ -160,6 +165,7 @@ impl Source {
                 }
                 Some(request) = next(&mut inputs.requests) => self.requested(request),
                 Some(Ok(done)) = self.work.join_next() => self.done(done),
+                () = self.marks.wait() => {}
                 Some(notice) = inputs.notices.recv() => drop(self.say(notice)),
                 permit = updates.reserve(), if self.has_news() => match permit {
                     Ok(permit) => permit.send(self.update()),
@@ -187,6 +193,7 @@ impl Source {
         if std::mem::take(&mut self.stale) {
             self.reconcile();
         }
+        self.marks.reconcile(&self.cluster, &self.members);
         if !self.is_looking && Instant::now() >= self.last_look + BETWEEN_LOOKS {
             let wanted = self.members.due();
             if !wanted.is_empty() {

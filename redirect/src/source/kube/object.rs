@@ -13,6 +13,9 @@ const ISTIO: &str = "sidecar.istio.io/status";
 const LINKERD: &str = "linkerd.io/proxy-version";
 /// `permissive`: what cannot be captured passes in plaintext, rather than not at all.
 const CAPTURE: &str = "ztunnel.io/capture";
+/// `enabled`: the pod is captured and takes tunnels. Written by who captures it, read by controllers (interop.md §7).
+pub(super) const REDIRECTION: &str = "ambient.istio.io/redirection";
+pub(super) const ENABLED: &str = "enabled";
 const LINKERD_CONTAINER: &str = "linkerd-proxy";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +42,8 @@ pub(super) struct Seen {
     pub leaving: bool,
     /// Its TCP is dropped rather than passed while it is not sure to be captured.
     pub strict: bool,
+    /// The API server says that it is captured.
+    pub marked: bool,
     /// Whose proxy is in it.
     pub sidecar: Option<&'static str>,
 }
@@ -63,7 +68,7 @@ pub(super) const POD: Keep = Only(&[
             ("name", All),
             ("namespace", All),
             ("labels", Only(&[(MODE, All)])),
-            ("annotations", Only(&[(ISTIO, All), (LINKERD, All), (CAPTURE, All)])),
+            ("annotations", Only(&[(ISTIO, All), (LINKERD, All), (CAPTURE, All), (REDIRECTION, All)])),
             ("deletionTimestamp", All),
             ("resourceVersion", All),
         ]),
@@ -141,6 +146,7 @@ impl Seen {
             finished: matches!(status["phase"].as_str(), Some("Succeeded" | "Failed")),
             leaving: !metadata["deletionTimestamp"].is_null(),
             strict: metadata["annotations"][CAPTURE] != "permissive",
+            marked: metadata["annotations"][REDIRECTION] == ENABLED,
             sidecar,
         })
     }

@@ -16,7 +16,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::listener::{Error, Listener};
 use crate::netns::{Ident, Place};
@@ -50,6 +50,13 @@ pub type Roster = BTreeMap<String, Entry>;
 /// `None` until the agent knows which pods are wanted.
 pub type Rosters = watch::Receiver<Option<Arc<Roster>>>;
 
+/// What a ztunnel answers to the offer of a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Said {
+    Pod { ztunnel: u64, uid: String, outcome: Result<(), String> },
+    Left { ztunnel: u64 },
+}
+
 /// Numbers of connected ztunnels; the highest connected last.
 type Connected = watch::Sender<BTreeSet<u64>>;
 
@@ -64,17 +71,17 @@ impl Server {
         Ok(Self { listener: Listener::bind(path, None)? })
     }
 
-    /// Accepts for ever.
-    pub async fn serve(self, rosters: Rosters) {
+    /// Accepts for ever, and passes on what is answered.
+    pub async fn serve(self, rosters: Rosters, say: mpsc::Sender<Said>) {
         let connected = Arc::new(Connected::default());
         let sessions = Arc::new(Semaphore::new(MOST_SESSIONS));
         for number in 1.. {
             let Ok(permit) = sessions.clone().acquire_owned().await else { return };
             match self.listener.accept().await {
                 Ok(socket) => {
-                    let (rosters, connected) = (rosters.clone(), connected.clone());
+                    let (rosters, connected, say) = (rosters.clone(), connected.clone(), say.clone());
                     tokio::spawn(async move {
-                        Session::attend(number, socket.into(), rosters, connected).await;
+                        Session::attend(number, socket.into(), rosters, connected, say).await;
                         drop(permit);
                     });
                 }

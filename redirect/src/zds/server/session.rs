@@ -4,10 +4,11 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::plan::{Plan, Step};
-use super::{Connected, Rosters, Workload};
+use super::{Connected, Rosters, Said, Workload};
 use crate::netns::Netns;
 use crate::zds::wire::proto::{self, workload_request};
 use crate::zds::wire::{self, Connection, MAX_MESSAGE, acknowledged, request};
@@ -21,6 +22,7 @@ pub(super) struct Session {
     rosters: Rosters,
     connected: Arc<Connected>,
     plan: Plan,
+    say: mpsc::Sender<Said>,
 }
 
 /// Why a connection ends.
@@ -45,14 +47,22 @@ enum End {
 }
 
 impl Session {
-    pub(super) async fn attend(number: u64, socket: OwnedFd, rosters: Rosters, connected: Arc<Connected>) {
+    pub(super) async fn attend(
+        number: u64,
+        socket: OwnedFd,
+        rosters: Rosters,
+        connected: Arc<Connected>,
+        say: mpsc::Sender<Said>,
+    ) {
         let connection = match Connection::new(socket) {
             Ok(connection) => connection,
             Err(error) => return tracing::warn!(%error, "ztunnel's connection not usable"),
         };
-        let mut session = Self { number, connection, rosters, connected, plan: Plan::default() };
+        let mut session = Self { number, connection, rosters, connected, plan: Plan::default(), say };
         let Err(end) = session.run().await;
         tracing::info!(ztunnel = number, reason = %end, "ztunnel disconnected");
+        // The agent may have ended.
+        let _ = session.say.send(Said::Left { ztunnel: number }).await;
     }
 
     async fn run(&mut self) -> Result<std::convert::Infallible, End> {
@@ -115,6 +125,8 @@ impl Session {
     /// A refusal concerns this pod alone.
     async fn add(&mut self, uid: String, workload: Arc<Workload>) -> Result<(), End> {
         let outcome = self.offer(&uid, &workload).await?;
+        let said = Said::Pod { ztunnel: self.number, uid: uid.clone(), outcome: outcome.clone() };
+        self.say.send(said).await.map_err(|_| End::AgentEnds)?;
         match outcome {
             Ok(()) => {
                 tracing::info!(ztunnel = self.number, pod = uid, "pod is served");

@@ -6,6 +6,8 @@ use super::kubectl::{self, apply, eventually, exec, json, kubectl, require};
 
 pub const SHOP: &str = "ztunnel-suite-shop";
 pub const LEGACY: &str = "ztunnel-suite-legacy";
+/// Asks nginx on the other node as soon as it runs, and goes on.
+pub const EARLY: &str = "ztunnel-suite-shop/early";
 /// Passes over the wire in every request, so that plaintext is recognised.
 pub const MARKER: &str = "plaintext-marker-4711";
 
@@ -43,21 +45,29 @@ pub fn create() {
     let [first, second] = nodes();
     let nginx = NGINX.replace("MARKER", MARKER);
     let mut manifests = format!(
-        "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {SHOP}}}\n---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: {LEGACY}}}\n"
+        "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {SHOP}}}\n---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: {LEGACY}}}\n---\n\
+         {{apiVersion: v1, kind: Service, metadata: {{name: nginx, namespace: {SHOP}}}, spec: {{ipFamilyPolicy: PreferDualStack, selector: {{app: nginx}}, ports: [{{port: 80, targetPort: 8080}}]}}}}\n"
     );
     manifests += &pod(SHOP, "client", &first, "exec sleep 1000000");
     manifests += &pod(LEGACY, "legacy", &first, "exec sleep 1000000");
     manifests +=
         &pod(SHOP, "redis", &second, "exec redis-server --bind '* -::*' --protected-mode no --save ''");
+    manifests += &pod(
+        SHOP,
+        "early",
+        &second,
+        &format!(
+            "while :; do curl --silent --max-time 1 http://${{NGINX_SERVICE_HOST:-nginx}}/?{MARKER}; sleep 0.02; done"
+        ),
+    );
     manifests += &pod(SHOP, "iperf", &second, "exec iperf3 --server");
     manifests += &format!(
         "---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: nginx, namespace: {SHOP}}}\nspec:\n  replicas: 2\n  \
          selector: {{matchLabels: {{app: nginx}}}}\n  strategy: {{rollingUpdate: {{maxUnavailable: 0, maxSurge: 1}}}}\n  template:\n    metadata: {{labels: {{app: nginx}}}}\n    spec:\n      \
-         terminationGracePeriodSeconds: 10\n      topologySpreadConstraints:\n      - {{maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: ScheduleAnyway, labelSelector: {{matchLabels: {{app: nginx}}}}}}\n      \
+         terminationGracePeriodSeconds: 10\n      topologySpreadConstraints:\n      - {{maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: DoNotSchedule, labelSelector: {{matchLabels: {{app: nginx}}}}}}\n      \
          containers:\n      - name: main\n        image: {image}\n        command: [sh, -c, {nginx:?}]\n        lifecycle: {{preStop: {{exec: {{command: [sleep, '5']}}}}}}\n        \
          readinessProbe: {{httpGet: {{path: /, port: 8080}}, periodSeconds: 1}}\n        livenessProbe: {{httpGet: {{path: /, port: 8080}}, periodSeconds: 1, failureThreshold: 3}}\n        \
-         startupProbe: {{tcpSocket: {{port: 8080}}, periodSeconds: 1, failureThreshold: 60}}\n---\n\
-         {{apiVersion: v1, kind: Service, metadata: {{name: nginx, namespace: {SHOP}}}, spec: {{ipFamilyPolicy: PreferDualStack, selector: {{app: nginx}}, ports: [{{port: 80, targetPort: 8080}}]}}}}\n",
+         startupProbe: {{tcpSocket: {{port: 8080}}, periodSeconds: 1, failureThreshold: 60}}\n",
         image = image(),
     );
     apply(&manifests);
@@ -101,6 +111,13 @@ pub fn lives(namespace: &str) -> Vec<(String, u64)> {
     pods(namespace).iter().map(|pod| (pod["metadata"]["uid"].to_string(), restarts(pod))).collect()
 }
 
+/// How often the container of a pod was started again.
+pub fn starts(pod: &str) -> u64 {
+    let (namespace, name) = pod.split_once('/').expect("NAMESPACE/NAME");
+    let pod = json(&["get", "pod", "--namespace", namespace, name]);
+    pod["status"]["containerStatuses"][0]["restartCount"].as_u64().unwrap_or(0)
+}
+
 pub fn addresses(pod: &str) -> Vec<String> {
     let (namespace, name) = pod.split_once('/').expect("NAMESPACE/NAME");
     let pod = json(&["get", "pod", "--namespace", namespace, name]);
@@ -110,13 +127,13 @@ pub fn addresses(pod: &str) -> Vec<String> {
 
 /// Asks nginx by its Service, and says the marker over the wire.
 pub fn ask(from: &str) -> Result<String, String> {
-    let url = format!("http://{}/?{MARKER}", service());
-    exec(from, &["curl", "--silent", "--show-error", "--fail", "--max-time", "5", &url])
+    exec(from, &["curl", "--silent", "--show-error", "--fail", "--max-time", "5", &url()])
 }
 
-fn service() -> String {
+/// Of nginx by its Service, with the marker in it.
+pub fn url() -> String {
     let service = json(&["get", "service", "--namespace", SHOP, "nginx"]);
-    service["spec"]["clusterIP"].as_str().expect("it has an address").to_owned()
+    format!("http://{}/?{MARKER}", service["spec"]["clusterIP"].as_str().expect("it has an address"))
 }
 
 pub fn label(namespace: &str, mode: Option<&str>) {

@@ -1,57 +1,50 @@
 //! Requests that go on while something happens, and connections that are to outlive it.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread::JoinHandle;
-
 use super::apps::{self, SHOP};
 use super::kubectl::{eventually, exec, require};
 
-/// Requests of one pod to the Service, one after the other.
+/// Requests of one pod to the Service, each on a connection of its own, one after the other, by a loop inside the pod.
 pub struct Load {
-    ends: Arc<AtomicBool>,
-    done: Arc<AtomicUsize>,
-    thread: JoinHandle<Vec<String>>,
+    from: String,
 }
+
+/// One line per request: `ok`, or what curl says.
+const LOOP: &str = "rm -f /tmp/load.ends; while [ ! -e /tmp/load.ends ]; do \
+    said=$(curl --silent --show-error --fail --max-time 10 --output /dev/null URL 2>&1) && echo ok || echo \"$(date +%T.%N) $said\"; \
+    done > /tmp/load; touch /tmp/load.ended";
 
 impl Load {
     pub fn start(from: &str) -> Self {
-        let (ends, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let (told, count, from) = (ends.clone(), done.clone(), from.to_owned());
-        let thread = std::thread::spawn(move || {
-            let mut failures = Vec::new();
-            while !told.load(Ordering::Relaxed) {
-                match apps::ask(&from) {
-                    Ok(_) => drop(count.fetch_add(1, Ordering::Relaxed)),
-                    Err(error) => failures.push(error),
-                }
-            }
-            failures
-        });
-        let load = Self { ends, done, thread };
+        let script = LOOP.replace("URL", &apps::url());
+        let detached = format!("rm -f /tmp/load.ended; nohup setsid sh -c '{script}' > /dev/null 2>&1 &");
+        exec(from, &["sh", "-c", &detached]).unwrap_or_else(|error| panic!("{error}"));
+        let load = Self { from: from.to_owned() };
         load.goes_on();
         load
     }
 
-    /// Waits for ten more answers.
+    fn done(&self) -> Result<usize, String> {
+        let count = exec(&self.from, &["grep", "--count", "^ok$", "/tmp/load"])?;
+        count.trim().parse().map_err(|_| format!("grep said {count:?}"))
+    }
+
+    /// Waits for a hundred more answers.
     pub fn goes_on(&self) {
-        let before = self.done.load(Ordering::Relaxed);
+        let before = self.done().unwrap_or(0);
         eventually("requests are answered", || {
-            require(self.done.load(Ordering::Relaxed) >= before + 10, "no answers")
+            let done = self.done()?;
+            require(done >= before + 100, format!("{done} answers"))
         });
     }
 
     /// How many were answered; those that were not fail the story.
     pub fn finish(self, what: &str) -> usize {
-        self.ends.store(true, Ordering::Relaxed);
-        let failures = self.thread.join().expect("invariant: the thread does not panic");
-        let done = self.done.load(Ordering::Relaxed);
-        assert!(
-            failures.is_empty(),
-            "{what}: {} of {} requests failed: {failures:#?}",
-            failures.len(),
-            done + failures.len()
-        );
+        exec(&self.from, &["touch", "/tmp/load.ends"]).unwrap_or_else(|error| panic!("{error}"));
+        eventually("the load ends", || exec(&self.from, &["test", "-e", "/tmp/load.ended"]));
+        let done = self.done().unwrap_or_else(|error| panic!("{error}"));
+        let failed = exec(&self.from, &["sh", "-c", "grep --invert-match '^ok$' /tmp/load || true"]);
+        let failed = failed.unwrap_or_else(|error| panic!("{error}"));
+        assert!(failed.is_empty(), "{what}: besides {done} answers:\n{failed}");
         done
     }
 }

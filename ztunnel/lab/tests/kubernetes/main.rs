@@ -109,7 +109,7 @@ fn tunnelled() -> f64 {
 }
 
 fn joined(story: &mut Story) {
-    let before = lives(SHOP);
+    let (before, load) = (lives(SHOP), Load::start(CLIENT));
     let started = Instant::now();
     label(SHOP, Some("ambient"));
     within(Duration::from_secs(30), "requests go through tunnels", || {
@@ -118,6 +118,17 @@ fn joined(story: &mut Story) {
         require(tunnelled() > before, "no connection was tunnelled")
     });
     println!("    first tunnel {:.1} s after the label", started.elapsed().as_secs_f64());
+    load.goes_on();
+    // And out and in again, with the load on.
+    for (mode, tunnels) in [(None, false), (Some("ambient"), true)] {
+        label(SHOP, mode);
+        within(Duration::from_secs(30), "the label counts", || {
+            let before = tunnelled();
+            load.goes_on();
+            require((tunnelled() > before) == tunnels, format!("tunnels: {}", !tunnels))
+        });
+    }
+    println!("    {} requests", load.finish("labels that change"));
     assert_eq!(lives(SHOP), before, "no pod was started again");
     story.held.iter().for_each(Held::answers);
 }
@@ -276,23 +287,36 @@ fn proxies_rolled(story: &mut Story) {
     story.held.push(Held::open());
 }
 
+/// The wire is watched from the other node, and a pod of the node that boots asks nginx from its first moment on.
 fn booted(_: &mut Story) {
-    let [_, second] = apps::nodes();
-    wire::stop();
-    node("crash", &second, &[]);
-    node("boot", &second, &[]);
-    eventually("the node is ready", || {
-        attempt(&["wait", "--for=condition=Ready", &format!("node/{second}"), "--timeout=1s"]).map(drop)
-    });
-    wire::watch();
-    quiet("a node that boots", || {
+    let [first, second] = apps::nodes();
+    kubectl(&["delete", "peerauthentication", "--namespace", SHOP, "strict", "--ignore-not-found"]);
+    wire::stop(&second);
+    for round in 0..rounds() {
+        let started = Instant::now();
+        let (before, starts) = (wire::count(&first), apps::starts(apps::EARLY));
+        node("crash", &second, &[]);
+        node("boot", &second, &[]);
+        eventually("the pods of the node run anew", || {
+            require(apps::starts(apps::EARLY) > starts, "not yet")?;
+            attempt(&["wait", "--for=condition=Ready", &format!("node/{second}"), "--timeout=1s"])
+        });
         apps::ready();
-        eventually("requests pass", || ask(CLIENT));
-    });
+        for pod in [CLIENT, apps::EARLY] {
+            eventually("requests pass", || ask(pod));
+        }
+        let seen = wire::count(&first) - before;
+        assert_eq!(seen, 0, "a node that boots: {seen} requests passed the wire in plaintext");
+        println!("    round {round}: {:.1} s", started.elapsed().as_secs_f64());
+    }
+}
+
+/// How often the node is cut off and booted.
+fn rounds() -> usize {
+    std::env::var("ROUNDS").map_or(1, |rounds| rounds.parse().expect("ROUNDS is a number"))
 }
 
 fn left(story: &mut Story) {
-    kubectl(&["delete", "peerauthentication", "--namespace", SHOP, "strict"]);
     story.held.clear();
     story.held.push(Held::open());
     let (before, load) = (lives(SHOP), Load::start(CLIENT));
@@ -310,8 +334,9 @@ fn left(story: &mut Story) {
 
 /// Rules, CNI files and what programs leave in their folders, on each node.
 fn traces() -> Vec<String> {
-    let look = "nft list ruleset | grep -c ztunnel; ls /etc/cni/net.d /opt/cni/bin; grep -l ztunnel /etc/cni/net.d/*; \
-        ls /var/run/ztunnel /var/lib/ztunnel 2> /dev/null; for n in /var/run/netns/*; do nsenter --net=$n nft list ruleset | grep ztunnel; done; true";
+    let look = "nft list tables | grep ztunnel; ls /etc/cni/net.d /opt/cni/bin | grep ztunnel; grep -l ztunnel /etc/cni/net.d/*; \
+        find /var/run/ztunnel /var/lib/ztunnel /var/lib/kubelet/ztunnel ! -type d 2> /dev/null; \
+        for n in /var/run/netns/*; do nsenter --net=$n nft list tables | grep ztunnel; done; true";
     let nodes = apps::nodes();
     nodes.iter().map(|name| node("node", name, &["sh", "-c", look])).collect()
 }
@@ -319,9 +344,11 @@ fn traces() -> Vec<String> {
 fn uninstalled(_: &mut Story) {
     label(SHOP, Some("ambient"));
     eventually("requests pass", || ask(CLIENT));
-    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
-    let arguments = ["run", "--quiet", "--package", "ztunnelctl", "--", "uninstall", "--delete-policies"];
-    let output = std::process::Command::new(cargo).args(arguments).output().expect("cargo is there");
+    // What shows that the traces would be seen, if they were there later.
+    assert!(traces().iter().all(|text| text.contains("inet ztunnel") && text.contains("conflist")));
+    let programs = ztunnel_lab::binaries::find().unwrap_or_else(|error| panic!("{error}"));
+    let mut uninstall = std::process::Command::new(programs.proxy.with_file_name("ztunnelctl"));
+    let output = uninstall.args(["uninstall", "--delete-policies"]).output().expect("it starts");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     for text in traces() {
         assert!(!text.contains("ztunnel"), "{text}");

@@ -1,7 +1,7 @@
 //! What passes between the nodes: tcpdump in the host's network namespace of each node, told apart by what is said there.
 
 use super::apps::{LEGACY, MARKER, image, nodes};
-use super::kubectl::{apply, eventually, exec, json, kubectl, require};
+use super::kubectl::{apply, eventually, exec, json, kubectl};
 
 const WATCH: &str = "ztunnel-suite-wire";
 
@@ -39,22 +39,18 @@ fn address(node: &str) -> String {
 
 /// How often the marker was seen in plaintext so far.
 pub fn plaintext() -> usize {
-    nodes().iter().map(|node| count(node).unwrap_or_else(|error| panic!("{error}"))).sum()
+    nodes().iter().map(|node| count(node)).sum()
 }
 
-fn count(node: &str) -> Result<usize, String> {
-    let script = format!("grep -a -o -c {MARKER} /tmp/wire || true");
-    let counted = exec(&format!("{LEGACY}/{WATCH}-{node}"), &["sh", "-c", &script])?;
-    counted.trim().parse().map_err(|_| format!("grep said {counted:?}"))
+/// Of those that one node has seen.
+pub fn count(node: &str) -> usize {
+    let script = format!("grep -a -o {MARKER} /tmp/wire | wc -l");
+    let counted = exec(&format!("{LEGACY}/{WATCH}-{node}"), &["sh", "-c", &script]);
+    let counted = counted.unwrap_or_else(|error| panic!("{error}"));
+    counted.trim().parse().unwrap_or_else(|_| panic!("wc said {counted:?}"))
 }
 
-/// Waits until the marker was seen, which shows that the watch sees what is there.
-pub fn sees(what: &str, more_than: usize) {
-    eventually(what, || require(plaintext() > more_than, "the marker was not seen"));
-}
-
-pub fn stop() {
-    for node in nodes() {
-        kubectl(&["delete", "pod", "--namespace", LEGACY, &format!("{WATCH}-{node}"), "--ignore-not-found"]);
-    }
+/// What was seen there is forgotten.
+pub fn stop(node: &str) {
+    kubectl(&["delete", "pod", "--namespace", LEGACY, &format!("{WATCH}-{node}"), "--ignore-not-found"]);
 }

@@ -4,5 +4,6 @@ mod bed;
 mod captured;
 mod enrolment;
 mod location;
+mod marks;
 mod plugin;
 mod trouble;

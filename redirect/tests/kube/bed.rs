@@ -12,12 +12,12 @@ use redirect::cni::{Enrolled, Request, Sandbox};
 use redirect::locate::Locator;
 use redirect::netns::Netns;
 use redirect::source::kube::{Cni, Config, start};
-use redirect::source::{Notice, Notices, Pod, Update};
+use redirect::source::{Notice, Notices, Pod, Served, Update};
 use reflector::Timing;
 use reflector::scripted::{Asked, DEADLINE, Open, Server, list};
 use rtnetlink::{LinkUnspec, LinkVeth};
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 pub const HASTY: Timing = Timing {
@@ -129,6 +129,7 @@ pub struct Following {
     pub pods: Asked,
     pub namespaces: Asked,
     pub notices: Notices,
+    pub served: watch::Sender<Served>,
     pub requests: mpsc::Sender<Request>,
     pub enrolled: PathBuf,
     updates: mpsc::Receiver<Update>,
@@ -154,9 +155,10 @@ impl Following {
             locator: node.locator(),
             cni: Some(Cni { requests: asked, enrolled: Enrolled::at(enrolled.clone()), deadline }),
         };
-        start(config, tell, noticed).expect("a client");
+        let (served, seen_served) = watch::channel(Served::new());
+        start(config, tell, noticed, seen_served).expect("a client");
         let last = Update::default();
-        Self { server, pods, namespaces, notices, requests, enrolled, updates, last }
+        Self { server, pods, namespaces, notices, served, requests, enrolled, updates, last }
     }
 
     /// Answers the first lists.

@@ -2,10 +2,12 @@
 //!
 //! The main thread is the control thread: certificates, pods, state, admin, metrics. The workers carry connections.
 
+mod alone;
 mod dump;
 mod feeds;
 mod settings;
 
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -50,25 +52,34 @@ pub enum Error {
     Node(#[from] xds_client::node::Error),
     #[error("CA_ADDRESS \"{0}\" is not a URI")]
     CaAddress(String),
+    #[error(transparent)]
+    Alone(#[from] alone::Error),
     #[error("CA_ADDRESS is empty: without a CA no pod has a certificate")]
     NoCa,
 }
 
 /// Runs until the drain is over.
-pub fn run() -> Result<(), Error> {
+pub fn run() -> Result<ExitCode, Error> {
     let config = config::load()?;
+    if alone::is_wanted(&config) {
+        let _log = telemetry::init(&config.telemetry.rust_log, config.telemetry.json)?;
+        return runtime()?.block_on(alone::run()).map_err(Error::from);
+    }
     // Before any thread is started: what this one gives up, only its later children lack too.
-    let privileges = privileges::drop_all();
+    if !config.allow_privileges {
+        privileges::drop_all()?;
+    }
     let log = telemetry::init(&config.telemetry.rust_log, config.telemetry.json)?;
-    match privileges {
-        Err(error) if config.allow_privileges => tracing::warn!(%error, "running with privileges, as told"),
-        result => result?,
+    if config.allow_privileges {
+        tracing::warn!("running with whatever privileges it was given, as told by ALLOW_PRIVILEGES");
     }
     privileges::raise_open_files();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), config = %json!(config), "starting");
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Runtime)?;
-    LocalSet::new().block_on(&runtime, control(config, log))
+    LocalSet::new().block_on(&runtime()?, control(config, log)).map(|()| ExitCode::SUCCESS)
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Error> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Runtime)
 }
 
 async fn control(config: Config, log: Log) -> Result<(), Error> {

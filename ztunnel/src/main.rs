@@ -9,7 +9,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const USAGE: &str = "usage: ztunnel [proxy | version | help]
 
-  proxy    run the node proxy (the default); configured by environment variables only
+  proxy    run the node proxy (the default); configured by environment variables only. With CAP_SYS_ADMIN and
+           CAP_NET_ADMIN and without REDIRECT_SOCKET it starts the agent too, beneath istio-cni (INPOD_UDS)
   version  print the version
   help     print this text
 ";
@@ -17,7 +18,7 @@ const USAGE: &str = "usage: ztunnel [proxy | version | help]
 fn main() -> ExitCode {
     match std::env::args().nth(1).as_deref() {
         None | Some("proxy") => match ztunnel::app::run() {
-            Ok(()) => ExitCode::SUCCESS,
+            Ok(ended) => ended,
             Err(error) => {
                 eprintln!("ztunnel: {error}");
                 ExitCode::FAILURE

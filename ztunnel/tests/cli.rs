@@ -1,6 +1,7 @@
 //! The command line of the proxy.
 
-use std::process::{Command, Output};
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Output, Stdio};
 
 fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_ztunnel"))
@@ -28,11 +29,28 @@ fn an_unknown_command_shows_the_usage() {
 }
 
 #[test]
-fn a_privileged_process_refuses_to_run() {
-    let output = run(&["proxy"], &[]);
-    assert_eq!(output.status.code(), Some(1), "as root this process holds capabilities");
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert!(text.contains("capabilities") && text.contains("ALLOW_PRIVILEGES"), "{text}");
+fn a_privileged_process_gives_its_capabilities_up() {
+    let mut proxy = Command::new(env!("CARGO_BIN_EXE_ztunnel"))
+        .env_clear()
+        .envs([
+            ("REDIRECT_SOCKET", "/nowhere/redirect.sock"),
+            ("XDS_ADDRESS", ""),
+            ("CA_ADDRESS", "https://127.0.0.1:1"),
+        ])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the program can be started");
+    let log = BufReader::new(proxy.stdout.take().expect("invariant: piped"));
+    let started = log.lines().map_while(Result::ok).any(|line| line.contains("starting"));
+    let status = std::fs::read_to_string(format!("/proc/{}/status", proxy.id()));
+    proxy.kill().expect("it runs");
+    proxy.wait().expect("it ends");
+    assert!(started);
+    let status = status.expect("it ran");
+    for held in ["CapEff", "CapPrm", "CapInh", "CapAmb"] {
+        assert!(status.contains(&format!("{held}:\t0000000000000000")), "{status}");
+    }
+    assert!(status.contains("NoNewPrivs:\t1"), "{status}");
 }
 
 #[test]

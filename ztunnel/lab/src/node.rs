@@ -126,13 +126,14 @@ impl NodeHandle {
         &mut self,
         program: &Path,
         environment: Vec<(String, String)>,
+        user: Option<u32>,
     ) -> Result<(), Error> {
         let process = Process::start(Start {
             namespace: &self.namespace,
             program,
             arguments: vec!["proxy".into()],
             environment,
-            user: Some(PROXY_USER),
+            user,
             log: &self.log_path(),
             record: &self.folder.join("proxy.pid"),
         })?;

@@ -1,5 +1,6 @@
 //! The processes of a lab: what they are told and when they are ready.
 
+use crate::node::PROXY_USER;
 use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -106,7 +107,20 @@ impl Lab {
         ];
         environment.extend(own.map(|(key, value)| (key.to_owned(), value.to_owned())));
         environment.extend(self.environment.iter().cloned());
-        self.node_mut(node).start_proxy(&binaries.proxy, environment)
+        self.node_mut(node).start_proxy(&binaries.proxy, environment, Some(PROXY_USER))
+    }
+
+    /// Starts a proxy on an external node as Istio's chart does: as root, with an agent of its own, which the node's agent
+    /// tells of pods as istio-cni would.
+    pub fn start_proxy_alone(&mut self, node: &str) -> Result<(), Error> {
+        let Some(binaries) = self.binaries.clone() else { return Ok(()) };
+        let mut environment = self.proxy_environment(node);
+        // The file of the token is for another user, whom root without a capability cannot pass for.
+        environment.retain(|(key, _)| !["REDIRECT_SOCKET", "AUTH_TOKEN"].contains(&key.as_str()));
+        let handle = self.node(node);
+        environment.push(("AUTH_TOKEN".to_owned(), handle.token().to_owned()));
+        environment.push(("INPOD_UDS".to_owned(), handle.zds_socket().display().to_string()));
+        self.node_mut(node).start_proxy(&binaries.proxy, environment, None)
     }
 
     /// What any proxy must be told to serve a node.

@@ -1,6 +1,6 @@
 //! `ztunnel-controller`: the mesh's xDS server and certificate authority as a process.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -18,6 +18,7 @@ use control_plane::source::kube::{
     SigningSecret, Terms, Timing, Verdicts, Wanted,
 };
 use control_plane::{index, server, status, xds};
+use nix::errno::Errno;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Mutex, watch};
@@ -387,8 +388,18 @@ impl StatusListener {
     }
 }
 
+/// `[::]` means every address, also where the kernel has no IPv6.
 async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
-    TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })
+    let bound = match TcpListener::bind(address).await {
+        Err(error)
+            if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED)
+                && error.raw_os_error() == Some(Errno::EAFNOSUPPORT as i32) =>
+        {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        bound => bound,
+    };
+    bound.map_err(|source| Error::Listen { address, source })
 }
 
 /// Cancelled by SIGTERM or SIGINT.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::{ArgAction, Parser, Subcommand};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use redirect::agent::{self, Config, Role};
 use redirect::cni::{self, Enrolled, install};
@@ -14,6 +14,7 @@ use redirect::locate::Locator;
 use redirect::netns::Netns;
 use redirect::{source, status, succession, uninstall};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 
 /// A sandbox is answered by then; less than the plugin waits.
@@ -140,6 +141,11 @@ struct Cni {
     #[arg(long, env = "ENROLLED", value_name = "FILE", default_value = cni::ENROLLED)]
     enrolled: PathBuf,
 
+    /// Put a copy of the node's CNI configuration with the plugin's entry before all others (00-00-ztunnel.conflist), which
+    /// counts too when another CNI has written its file anew at boot; or, with false, the entry into that file.
+    #[arg(long, env = "CNI_OWN_LIST", value_name = "BOOL", default_value_t = true, action = ArgAction::Set)]
+    cni_own_list: bool,
+
     /// Namespaces whose pods start even if that file cannot be read; the agent's own should be among them.
     #[arg(long, env = "CNI_EXEMPT", value_name = "NAMESPACE", value_delimiter = ',', default_value = cni::EXEMPT)]
     cni_exempt: Vec<String>,
@@ -169,7 +175,7 @@ impl Args {
         let Source { pods, inpod_uds, kubernetes } =
             self.source.expect("invariant: the parser demands one of the sources");
         // Of the other sources nobody decides about a sandbox, so the plugin goes by the enrolled namespaces.
-        let cni = self.cni.start()?;
+        let (cni, placed) = self.cni.start()?.unzip();
         let role = match (pods, inpod_uds, self.ztunnel_uds_address) {
             (Some(pods), _, None) => Role::Capture { pods },
             (Some(pods), _, Some(socket)) => Role::DriveZtunnels { pods, socket },
@@ -196,19 +202,21 @@ impl Args {
             audit_period: self.audit_period,
             probe_uid: self.probe_uid,
             status,
+            placed,
         })
     }
 }
 
 impl Cni {
     /// Begins to serve the plugin, where it is wanted.
-    fn start(self) -> Result<Option<source::kube::Cni>, Box<dyn std::error::Error>> {
+    fn start(self) -> Result<Option<Started>, Box<dyn std::error::Error>> {
         let (named, enrolled) = (self.cni_socket.clone(), self.enrolled.clone());
         let install = self.install()?;
         let socket = named.or_else(|| install.as_ref().map(|install| install.socket.clone()));
         let Some(socket) = socket else { return Ok(None) };
-        let requests = cni::start(cni::Config { socket, install })?;
-        Ok(Some(source::kube::Cni { requests, enrolled: Enrolled::at(enrolled), deadline: ADDED }))
+        let (requests, placed) = cni::start(cni::Config { socket, install })?;
+        let cni = source::kube::Cni { requests, enrolled: Enrolled::at(enrolled), deadline: ADDED };
+        Ok(Some((cni, placed)))
     }
 
     fn install(self) -> Result<Option<install::Config>, std::io::Error> {
@@ -218,10 +226,13 @@ impl Cni {
             None => std::env::current_exe()?.with_file_name("ztunnel-cni"),
         };
         let socket = self.cni_socket.unwrap_or_else(|| cni::SOCKET.into());
-        let (enrolled, exempt) = (self.enrolled, self.cni_exempt);
-        Ok(Some(install::Config { bin_dir, conf_dir, plugin, socket, enrolled, exempt }))
+        let (enrolled, exempt, own_list) = (self.enrolled, self.cni_exempt, self.cni_own_list);
+        Ok(Some(install::Config { bin_dir, conf_dir, plugin, socket, enrolled, exempt, own_list }))
     }
 }
+
+/// What the plugin asks, and whether it is in its place.
+type Started = (source::kube::Cni, watch::Receiver<bool>);
 
 /// Whole seconds or minutes.
 fn period(text: &str) -> Result<Duration, String> {

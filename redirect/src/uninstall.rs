@@ -34,11 +34,13 @@ pub enum Error {
 /// The calling thread must be in the node's own namespace.
 pub fn uninstall(config: &Config) -> Result<Vec<String>, Error> {
     // First, so that no new pod waits for an agent that is gone.
-    let mut removed = match &config.cni {
-        Some(cni) => install::uninstall(cni)?,
-        None => Vec::new(),
-    };
-    let mut left = Vec::new();
+    let (mut removed, mut left) = (Vec::new(), Vec::new());
+    match config.cni.as_ref().map(install::uninstall) {
+        Some(Ok(done)) => removed = done,
+        Some(Err(error @ install::Error::Running { .. })) => return Err(error.into()),
+        Some(Err(error)) => left.push(error.to_string()),
+        None => {}
+    }
     for (ident, path) in namespaces(config) {
         match withdraw(&path) {
             Ok(true) => removed.push(format!("rules in network namespace {}", path.display())),

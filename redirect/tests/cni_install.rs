@@ -16,6 +16,7 @@ const BOUND: Duration = Duration::from_secs(5);
 
 struct Node {
     root: PathBuf,
+    own_list: bool,
     agent: Option<Child>,
 }
 
@@ -26,7 +27,7 @@ impl Node {
             std::fs::create_dir_all(root.join(folder)).expect("a temporary folder");
         }
         std::fs::write(root.join("pods.json"), r#"{"pods":[]}"#).expect("written");
-        Self { root, agent: None }
+        Self { root, own_list: false, agent: None }
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
@@ -35,6 +36,7 @@ impl Node {
         command.arg("--cni-conf-dir").arg(self.net_d());
         command.arg("--cni-socket").arg(self.root.join("run/cni.sock"));
         command.arg("--enrolled").arg(self.root.join("run/enrolled.json"));
+        command.arg("--cni-own-list").arg(self.own_list.to_string());
         command
     }
 
@@ -159,6 +161,29 @@ fn a_configuration_that_is_rewritten_has_the_entry_again() {
     let expected = BTreeMap::from([(OsString::from("10-network.conflist"), conflist(199).into_bytes())]);
     assert_eq!(node.files(), expected);
     assert_eq!(std::fs::read_dir(node.root.join("bin")).expect("there").count(), 0);
+}
+
+#[test]
+fn an_own_list_keeps_the_node_closed_when_another_cni_writes_its_file_at_boot() {
+    let mut node = Node::new("own");
+    node.own_list = true;
+    let (path, own) = (node.net_d().join("10-network.conflist"), node.net_d().join("00-00-ztunnel.conflist"));
+    let write = |round| std::fs::write(&path, conflist(round)).expect("written");
+    write(0);
+    node.start();
+    let meshed: Vec<String> = ["ptp", "portmap", "ztunnel-cni"].map(str::to_owned).into();
+    for round in 0..100 {
+        write(round);
+        wait("the copy", || own.exists() && read(&own) == (meshed.clone(), round.into()));
+    }
+    node.terminate();
+    // The node boots, and the agent is not there yet.
+    write(200);
+    let first = node.files().into_keys().next().expect("there are files");
+    assert_eq!(read(&node.net_d().join(first)).0, meshed, "what the runtime takes calls the plugin");
+    assert!(node.uninstall().status.success());
+    let expected = BTreeMap::from([(OsString::from("10-network.conflist"), conflist(200).into_bytes())]);
+    assert_eq!(node.files(), expected);
 }
 
 #[test]

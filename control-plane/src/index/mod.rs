@@ -270,8 +270,10 @@ impl Index {
             }
             _ => {}
         }
+        // What a strict pod refuses is not to be sent to it in plaintext either.
+        let now = pod.redirected || !self.config.await_redirection || verdict == peer::Verdict::Strict;
         let around = Surroundings {
-            tunnelled: meshed && (pod.redirected || !self.config.await_redirection),
+            tunnelled: meshed && now,
             locality: self.held.locality(&pod.node),
             services: self.held.services_of(pod),
             policies,

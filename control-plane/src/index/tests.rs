@@ -162,6 +162,14 @@ fn tunnels_wait_for_the_word_of_the_node_and_certificates_do_not() {
             "its proxy may have a certificate before"
         );
     }
+    let pod = pod("shop", "a", "10.0.0.1", "", "nodeName: n1, serviceAccountName: cart");
+    let strict = policy("PeerAuthentication", "shop", "p", "{mtls: {mode: STRICT}}");
+    mirror.take(index.apply(sets(&(namespace("shop", true) + &pod + &strict))));
+    assert_eq!(
+        mirror.workload("a").protocol,
+        TunnelProtocol::Hbone,
+        "nothing is sent to a strict pod in plaintext"
+    );
 }
 
 #[test]

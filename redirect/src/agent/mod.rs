@@ -60,6 +60,8 @@ pub struct Config {
     pub probe_uid: u32,
     /// Where the agent is asked how it is.
     pub status: Option<TcpListener>,
+    /// Whether the CNI plugin is in its place, where the agent is to put it there.
+    pub placed: Option<watch::Receiver<bool>>,
 }
 
 /// Who tells of pods, and what is left to do about them.
@@ -139,7 +141,7 @@ pub async fn run(config: Config) -> Result<Succeeded, Error> {
     let (notices, noticed) = Notices::channel();
     let (served, seen_served) = watch::channel(Served::default());
     let (answer, mut answered) = mpsc::channel(QUEUE);
-    let Config { socket, proxy_uid: _, role, audit_period, probe_uid, status } = config;
+    let Config { socket, proxy_uid: _, role, audit_period, probe_uid, status, placed } = config;
     let part = role.begin(Ends { tell, published, answer, present, noticed, served: seen_served })?;
     tokio::spawn(server.serve(say));
     let wake = Arc::new(Wake::new().map_err(Error::Wake)?);
@@ -148,7 +150,8 @@ pub async fn run(config: Config) -> Result<Succeeded, Error> {
     let (known, is_known) = watch::channel(false);
     if let Some(listener) = status {
         let server = status::Server::on(listener).map_err(Error::Status)?;
-        tokio::spawn(server.serve(ask.clone(), is_known));
+        let placed = placed.unwrap_or_else(|| watch::channel(true).1);
+        tokio::spawn(server.serve(ask.clone(), status::Ready { known: is_known, placed }));
     }
     let mut agent = Agent {
         pods: Pods::new(record::Record::beside(&socket), part, guarding),

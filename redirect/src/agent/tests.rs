@@ -31,6 +31,7 @@ impl Bed {
             audit_period: Duration::from_secs(5),
             probe_uid: 0,
             status: Some(crate::status::listen(STATUS).expect("a free port")),
+            placed: None,
         };
         let agent = tokio::spawn(async move {
             let _succeeded = run(config).await.unwrap_or_else(|error| panic!("{error}"));

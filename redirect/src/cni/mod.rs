@@ -25,7 +25,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::listener;
 pub use enrolled::Enrolled;
@@ -82,14 +82,16 @@ pub struct Config {
 
 const QUEUE: usize = 256;
 
-/// Serves plugins, and then puts the plugin in place, for as long as the runtime lives.
-pub fn start(config: Config) -> Result<mpsc::Receiver<Request>, listener::Error> {
+/// Serves plugins, and then puts the plugin in place, for as long as the runtime lives. What comes back beside the requests
+/// is whether it is in place.
+pub fn start(config: Config) -> Result<(mpsc::Receiver<Request>, watch::Receiver<bool>), listener::Error> {
     let server = Server::bind(&config.socket)?;
     let (tell, told) = mpsc::channel(QUEUE);
     tracing::info!(socket = %config.socket.display(), "serving the CNI plugin");
     tokio::spawn(server.serve(tell));
+    let (place, placed) = watch::channel(config.install.is_none());
     if let Some(install) = config.install {
-        tokio::spawn(install::follow(install));
+        tokio::spawn(install::follow(install, place));
     }
-    Ok(told)
+    Ok((told, placed))
 }

@@ -5,7 +5,7 @@
 //! | `/pods` | each pod: how its capture is and why, who serves it (JSON) |
 //! | `/metrics` | all of it in numbers, for Prometheus: see [`metrics`] |
 //! | `/healthz/live` | 200 as long as the process answers |
-//! | `/healthz/ready` | 200 once the source has told every pod; never depends on how any pod fares |
+//! | `/healthz/ready` | 200 once the source has told every pod, while the CNI plugin is in its place; never depends on how any pod fares |
 //!
 //! Bounded in connections, in the size of a request's head, and in every wait. The agent is asked only when somebody asks
 //! here, and knows nothing of HTTP.
@@ -13,7 +13,7 @@
 pub mod metrics;
 
 use std::convert::Infallible;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +24,7 @@ use hyper::body::{Bytes, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use nix::errno::Errno;
 use serde::Serialize;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
@@ -110,6 +111,28 @@ impl State {
 /// Asks the agent.
 pub(crate) type Ask = mpsc::Sender<oneshot::Sender<Snapshot>>;
 
+/// What must hold before the agent is ready.
+#[derive(Debug, Clone)]
+pub(crate) struct Ready {
+    /// The source has told every pod.
+    pub(crate) known: watch::Receiver<bool>,
+    /// The CNI plugin is where the runtime finds it. Without it new pods would start in plaintext.
+    pub(crate) placed: watch::Receiver<bool>,
+}
+
+impl Ready {
+    /// Why not.
+    fn hindrance(&self) -> Option<&'static str> {
+        if !*self.known.borrow() {
+            Some("not ready: the source has not told every pod yet\n")
+        } else if !*self.placed.borrow() {
+            Some("not ready: the CNI plugin is not installed, the log says why\n")
+        } else {
+            None
+        }
+    }
+}
+
 /// A listening server.
 #[derive(Debug)]
 pub(crate) struct Server(TcpListener);
@@ -117,11 +140,21 @@ pub(crate) struct Server(TcpListener);
 /// Listens in the network namespace of the calling thread.
 pub fn listen(address: SocketAddr) -> Result<std::net::TcpListener, Error> {
     let listen = || {
-        let listener = std::net::TcpListener::bind(address)?;
+        let listener = std::net::TcpListener::bind(address).or_else(|error| without_ipv6(address, error))?;
         listener.set_nonblocking(true)?;
         Ok(listener)
     };
     listen().map_err(|source| Error { address, source })
+}
+
+/// `[::]` means every address, also where the kernel has no IPv6.
+fn without_ipv6(address: SocketAddr, error: std::io::Error) -> std::io::Result<std::net::TcpListener> {
+    if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED)
+        && error.raw_os_error() == Some(Errno::EAFNOSUPPORT as i32)
+    {
+        return std::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port()));
+    }
+    Err(error)
 }
 
 impl Server {
@@ -129,15 +162,15 @@ impl Server {
         TcpListener::from_std(listener).map(Self)
     }
 
-    /// Serves for ever. `known` says whether the source has told every pod.
-    pub(crate) async fn serve(self, ask: Ask, known: watch::Receiver<bool>) {
+    /// Serves for ever.
+    pub(crate) async fn serve(self, ask: Ask, ready: Ready) {
         let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
         loop {
             let place =
                 places.clone().acquire_owned().await.expect("invariant: the semaphore is never closed");
             match self.0.accept().await {
                 Ok((stream, _)) => {
-                    let connection = connection(stream, ask.clone(), known.clone());
+                    let connection = connection(stream, ask.clone(), ready.clone());
                     tokio::spawn(async move {
                         // Whoever is cut off asks again.
                         let _ = tokio::time::timeout(CONNECTION_LIFETIME, connection).await;
@@ -153,10 +186,10 @@ impl Server {
     }
 }
 
-async fn connection(stream: TcpStream, ask: Ask, known: watch::Receiver<bool>) {
+async fn connection(stream: TcpStream, ask: Ask, ready: Ready) {
     let service = service_fn(|request| {
-        let (ask, known) = (ask.clone(), *known.borrow());
-        async move { Ok::<_, Infallible>(answer(&request, &ask, known).await) }
+        let (ask, hindrance) = (ask.clone(), ready.hindrance());
+        async move { Ok::<_, Infallible>(answer(&request, &ask, hindrance).await) }
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -169,18 +202,20 @@ async fn connection(stream: TcpStream, ask: Ask, known: watch::Receiver<bool>) {
     }
 }
 
-async fn answer(request: &Request<Incoming>, ask: &Ask, known: bool) -> Response<Full<Bytes>> {
+async fn answer(
+    request: &Request<Incoming>,
+    ask: &Ask,
+    hindrance: Option<&'static str>,
+) -> Response<Full<Bytes>> {
     if request.method() != Method::GET && request.method() != Method::HEAD {
         let mut refused = text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
         refused.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return refused;
     }
-    match (request.uri().path(), known) {
+    match (request.uri().path(), hindrance) {
         ("/healthz/live", _) => text(StatusCode::OK, "live\n"),
-        ("/healthz/ready", true) => text(StatusCode::OK, "ready\n"),
-        ("/healthz/ready", false) => {
-            text(StatusCode::SERVICE_UNAVAILABLE, "not ready: the source has not told every pod yet\n")
-        }
+        ("/healthz/ready", None) => text(StatusCode::OK, "ready\n"),
+        ("/healthz/ready", Some(hindrance)) => text(StatusCode::SERVICE_UNAVAILABLE, hindrance),
         ("/pods", _) => match snapshot(ask).await {
             Some(snapshot) => page("application/json", pods(&snapshot)),
             None => busy(),
@@ -224,7 +259,7 @@ fn page(kind: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
 /// Answers that everything is done, for as long as it is polled.
 pub async fn serve_done(listener: std::net::TcpListener) -> std::io::Result<()> {
     let (ask, _asked) = mpsc::channel(1);
-    let (_tell, known) = watch::channel(true);
-    Server::on(listener)?.serve(ask, known).await;
+    let (_tell, yes) = watch::channel(true);
+    Server::on(listener)?.serve(ask, Ready { known: yes.clone(), placed: yes }).await;
     Ok(())
 }

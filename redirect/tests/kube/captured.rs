@@ -49,6 +49,7 @@ async fn agent(node: &Node, namespaces: Vec<Value>, pods: Vec<Value>) -> Agent {
         audit_period: std::time::Duration::from_secs(5),
         probe_uid: 0,
         status: None,
+        placed: None,
     };
     let (end, ended) = oneshot::channel::<()>();
     // All of its tasks end with its runtime, as they do with a process.

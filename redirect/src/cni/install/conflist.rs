@@ -125,6 +125,16 @@ pub(super) fn converted_from(text: &str) -> Option<String> {
     serde_json::from_str::<Origin>(ours.get()).ok()?.converted_from
 }
 
+/// Whether a list has a plugin of such a type.
+pub(super) fn has(text: &str, wanted: impl Fn(&str) -> bool) -> bool {
+    let list: Result<List<'_>, _> = serde_json::from_str(text);
+    list.is_ok_and(|list| {
+        let plugins =
+            list.plugins.iter().filter_map(|plugin| serde_json::from_str::<Plugin>(plugin.get()).ok());
+        plugins.filter_map(|plugin| plugin.r#type).any(|kind| wanted(&kind))
+    })
+}
+
 /// A single configuration as a list with our entry.
 pub(super) fn converted(text: &str, entry: &Entry) -> Result<String, Invalid> {
     let single: Single<'_> = serde_json::from_str(text)?;

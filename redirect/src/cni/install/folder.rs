@@ -15,9 +15,12 @@ const ASIDE: &str = ".ztunnel-original";
 /// More than runtimes read.
 const LONGEST: u64 = 2 * 1024 * 1024;
 
-/// The names of all configurations, in the order in which runtimes (libcni) take them.
-pub(super) fn configurations(folder: &Path) -> Result<Vec<OsString>, Error> {
-    let wanted = |name: &OsStr| matches!(ending(name), Some(b"conf" | b"conflist" | b"json"));
+/// Comes before all that other CNIs call their files.
+const OWN: &str = "00-00-ztunnel.conflist";
+
+/// The names of all configurations but the own list, in the order in which runtimes (libcni) take them.
+pub(super) fn others(folder: &Path) -> Result<Vec<OsString>, Error> {
+    let wanted = |name: &OsStr| name != OWN && matches!(ending(name), Some(b"conf" | b"conflist" | b"json"));
     let mut names = files(folder)?;
     names.retain(|name| wanted(name));
     names.sort_unstable();
@@ -41,6 +44,41 @@ pub(super) fn add(folder: &Path, name: &OsStr, entry: &Entry) -> Result<(), Erro
     Ok(())
 }
 
+/// Makes the own list of another configuration, and says whether that may be.
+pub(super) fn copy(folder: &Path, name: &OsStr, entry: &Entry) -> Result<bool, Error> {
+    let path = folder.join(name);
+    if name <= OsStr::new(OWN) {
+        return Ok(false);
+    }
+    // It has gone meanwhile, which the next look finds.
+    let Some(text) = read(&path)? else { return Ok(true) };
+    let list = match ending(name) {
+        Some(b"conflist") => {
+            conflist::with_entry(&text, entry).map(|with| with.unwrap_or_else(|| text.clone()))
+        }
+        _ => conflist::converted(&text, entry),
+    };
+    let list = list.map_err(invalid(&path))?;
+    if conflist::has(&list, |kind| kind.starts_with("multus")) {
+        return Ok(false);
+    }
+    let own = folder.join(OWN);
+    if read(&own)?.as_deref() != Some(&list) {
+        durable::write(&own, list.as_bytes(), 0o600).map_err(fail(&own))?;
+        tracing::info!(path = %own.display(), of = %path.display(), "CNI configuration copied, with the plugin's entry");
+    }
+    Ok(true)
+}
+
+pub(super) fn remove_own(folder: &Path) -> Result<Option<String>, Error> {
+    let own = folder.join(OWN);
+    let there = exists(&own)?;
+    if there {
+        remove(&own)?;
+    }
+    Ok(there.then(|| format!("removed {}", own.display())))
+}
+
 /// Sees to it that a configuration has no entry of ours, and says what was done.
 pub(super) fn take_out(folder: &Path, name: &OsStr) -> Result<Option<String>, Error> {
     let path = folder.join(name);
@@ -61,9 +99,10 @@ pub(super) fn take_out(folder: &Path, name: &OsStr) -> Result<Option<String>, Er
 /// Takes every entry out and brings back what was kept aside.
 pub(super) fn restore(folder: &Path) -> Result<Vec<String>, Error> {
     let mut done = Vec::new();
-    for name in configurations(folder)? {
+    for name in others(folder)? {
         done.extend(take_out(folder, &name)?);
     }
+    done.extend(remove_own(folder)?);
     // Those whose list somebody removed.
     for name in files(folder)? {
         if let Some(single) = name.to_str().and_then(|name| name.strip_suffix(ASIDE))

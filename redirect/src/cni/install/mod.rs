@@ -3,8 +3,14 @@
 //!
 //! ```text
 //! each change in the folder, and each second:
-//!   binary differs ─▶ copied;  first file lacks the entry ─▶ added;  another file has it ─▶ taken out
+//!   binary differs ─▶ copied
+//!   own list:     differs from the first other file with the entry ─▶ written;  another file has the entry ─▶ taken out
+//!   no own list:  first file lacks the entry ─▶ added;  another file has it ─▶ taken out
 //! ```
+//!
+//! The own list is a copy that comes before all other files. Another CNI that writes its file anew when the node boots, as
+//! most do, would otherwise open the node until the agent is there again; the copy stays, and the plugin is called. Where
+//! Multus comes first, which makes its configuration of whatever file it finds, the entry goes into the file of the other.
 //!
 //! Nothing of it ends with the agent: an upgrade must not open the node. Only [`uninstall`] takes it out. Every step leaves
 //! files that a runtime can read, and what was not finished is finished by the next look.
@@ -27,6 +33,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use inotify::{EventStream, Inotify, WatchMask};
+use tokio::sync::watch;
 
 use binary::Binary;
 pub use conflist::Invalid;
@@ -42,6 +49,8 @@ pub struct Config {
     pub socket: PathBuf,
     pub enrolled: PathBuf,
     pub exempt: Vec<String>,
+    /// A list of its own that comes first, rather than an entry in the file of another.
+    pub own_list: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +65,10 @@ pub enum Error {
         "CNI configuration {path} belongs to another plugin, and {single} cannot become a list; rename one"
     )]
     Occupied { path: PathBuf, single: PathBuf },
+    #[error(
+        "{path} has no CNI configuration yet; name the folder that the container runtime reads, if it is another"
+    )]
+    NoConfiguration { path: PathBuf },
     #[error("an agent serves {socket} and would install the plugin again; end it first")]
     Running { socket: PathBuf },
 }
@@ -65,8 +78,8 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// Between two looks, so that a quarrel with another writer keeps nobody busy.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Installs the plugin and keeps it installed, for ever.
-pub async fn follow(config: Config) {
+/// Installs the plugin and keeps it installed, for ever. Says whether it is.
+pub async fn follow(config: Config, installed: watch::Sender<bool>) {
     let folder = config.conf_dir.clone();
     let mut installer = Installer::new(config);
     let mut events = None;
@@ -81,6 +94,7 @@ pub async fn follow(config: Config) {
             Ok(installer) => installer,
             Err(error) => return tracing::error!(%error, "the CNI plugin is no longer kept installed"),
         };
+        installed.send_replace(installer.complaint.is_none());
         tokio::time::sleep(PAUSE).await;
         match &mut events {
             // Whatever happened in the folder leads to a look at all of it.
@@ -140,11 +154,18 @@ impl Installer {
         // First: a runtime that meets the entry without the binary can start no pod.
         self.binary.put()?;
         let folder = &self.config.conf_dir;
-        let names = folder::configurations(folder)?;
-        let Some(first) = names.first() else { return Ok(()) };
-        folder::add(folder, first, &self.entry)?;
+        let Some(first) = folder::others(folder)?.into_iter().next() else {
+            // A copy of what is no more would have the node take pods that get no network.
+            folder::remove_own(folder)?;
+            return Err(Error::NoConfiguration { path: folder.clone() });
+        };
+        let own = self.config.own_list && folder::copy(folder, &first, &self.entry)?;
+        if !own {
+            folder::add(folder, &first, &self.entry)?;
+            folder::remove_own(folder)?;
+        }
         // Only now: the first file has the entry, so no pod can start without it. It may have got another name.
-        for name in folder::configurations(folder)?.iter().skip(1) {
+        for name in folder::others(folder)?.iter().skip(usize::from(!own)) {
             if let Some(done) = folder::take_out(folder, name)? {
                 tracing::info!(done, "the container runtime takes another CNI configuration now");
             }

@@ -29,6 +29,7 @@ impl Node {
             socket: root.join("run/cni.sock"),
             enrolled: root.join("run/enrolled.json"),
             exempt: vec!["kube-system".to_owned()],
+            own_list: false,
         };
         Self { root, installer: Installer::new(config) }
     }
@@ -109,6 +110,53 @@ fn only_the_first_in_the_order_of_libcni_has_the_entry() {
 }
 
 #[test]
+fn an_own_list_follows_the_first_of_the_others_and_leaves_them_as_they_are() {
+    const OWN: &str = "00-00-ztunnel.conflist";
+    let mut node = Node::new("own");
+    // As an earlier version left it.
+    node.write("20-b.conflist", ONE);
+    node.look();
+    assert_eq!(node.types("20-b.conflist").len(), 3);
+    node.installer.config.own_list = true;
+    node.look();
+    assert_eq!(node.types(OWN), ["ptp", "portmap", "ztunnel-cni"]);
+    assert_eq!(node.files()[&OsString::from("20-b.conflist")], ONE);
+    // Rewritten, and another one first, which is single.
+    node.write("20-b.conflist", &ONE.replace("portmap", "tuning"));
+    node.look();
+    assert_eq!(node.types(OWN), ["ptp", "tuning", "ztunnel-cni"]);
+    node.write("10-a.conf", SINGLE);
+    node.look();
+    assert_eq!(node.types(OWN), ["bridge", "ztunnel-cni"]);
+    assert_eq!(node.files()[&OsString::from("10-a.conf")], SINGLE);
+    // One that is not valid leaves the copy of what was.
+    node.write("10-a.conf", "{");
+    assert!(matches!(node.installer.put(), Err(Error::Invalid { .. })));
+    assert_eq!(node.types(OWN), ["bridge", "ztunnel-cni"]);
+    // Multus would take the copy for the file to make its own of.
+    node.write("10-a.conf", &SINGLE.replace("bridge", "multus-shim"));
+    node.look();
+    assert!(!node.files().contains_key(&OsString::from(OWN)));
+    assert_eq!(node.types("10-a.conflist"), ["multus-shim", "ztunnel-cni"]);
+    node.write("10-a.conflist", ONE);
+    node.look();
+    for name in ["10-a.conflist", "20-b.conflist"] {
+        fs::remove_file(node.installer.config.conf_dir.join(name)).expect("there");
+    }
+    assert!(matches!(node.installer.put(), Err(Error::NoConfiguration { .. })));
+    assert!(!node.files().contains_key(&OsString::from(OWN)), "a node without a network takes no pods");
+    node.write("30-c.conflist", ONE);
+    node.look();
+    uninstall(&node.installer.config).expect("removed");
+    assert!(
+        node.files().keys().all(|name| name == "30-c.conflist" || name == "10-a.conf"),
+        "{:?}",
+        node.files()
+    );
+    assert_eq!(node.files()[&OsString::from("30-c.conflist")], ONE);
+}
+
+#[test]
 fn a_single_configuration_is_kept_aside_and_restored() {
     let mut node = Node::new("single");
     node.write("10-x.conf", SINGLE);
@@ -116,7 +164,7 @@ fn a_single_configuration_is_kept_aside_and_restored() {
     let before = node.files();
     node.look();
     assert_eq!(node.types("10-x.conflist"), ["bridge", "ztunnel-cni"]);
-    let first = folder::configurations(&node.installer.config.conf_dir).expect("listed")[0].clone();
+    let first = folder::others(&node.installer.config.conf_dir).expect("listed")[0].clone();
     assert_eq!(first, "10-x.conflist");
     // Its owner writes it anew.
     let newer = SINGLE.replace("old", "newer");

@@ -10,7 +10,7 @@
 //! | namespace says anything else | no |
 //! | yes, and another mesh's proxy is in the pod | refused: two proxies would take each other's connections |
 
-use super::object::{MODE, Mode, Seen};
+use super::object::{CAPTURE, MODE, Mode, Seen};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Verdict {
@@ -35,6 +35,12 @@ pub(super) fn verdict(pod: &Seen, namespace: Option<&Mode>) -> Verdict {
         )),
         None => Verdict::Meshed,
     }
+}
+
+/// A value of the annotation that means nothing, and what is done about it.
+pub(super) fn unknown_capture(pod: &Seen) -> Option<String> {
+    let value = pod.unknown_capture.as_deref()?;
+    Some(format!("the annotation {CAPTURE}={value} counts as strict; known are permissive and strict"))
 }
 
 /// A label that means nothing, and what is done about it.
@@ -84,6 +90,13 @@ mod tests {
             assert_eq!(verdict(&pod, namespace), expected, "{pod:?} in {namespace:?}");
         }
         assert!(mistake(&labelled("Ambient"), None).is_some_and(|text| text.contains("Ambient")));
+        let annotated = |value: &str| pod(|pod| pod["metadata"]["annotations"][CAPTURE] = json!(value));
+        for (value, strict, known) in
+            [("permissive", false, true), ("strict", true, true), ("Permisive", true, false)]
+        {
+            let pod = annotated(value);
+            assert_eq!((pod.strict, unknown_capture(&pod).is_none()), (strict, known), "{value}");
+        }
         assert!(mistake(&pod(|_| {}), Some(&other)).is_some_and(|text| text.contains("sidecar")));
         assert_eq!(mistake(&labelled("none"), Some(&other)), None);
     }

@@ -49,7 +49,8 @@ impl Marks {
     /// Waits until there may be something to do. Nothing is lost when the waiting is given up.
     pub(super) async fn wait(&mut self) {
         let waiting = self.tried.values().filter(|tried| !tried.in_flight);
-        let due = waiting.map(|tried| tried.again).min();
+        // While as many are asked for as may be, one that is due has to wait for an answer.
+        let due = waiting.map(|tried| tried.again).min().filter(|_| self.work.len() < MOST);
         tokio::select! {
             Ok(()) = self.served.changed() => {}
             Some(done) = self.work.join_next() => if let Ok((uid, outcome)) = done {

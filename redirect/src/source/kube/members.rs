@@ -65,6 +65,9 @@ impl Members {
                 Verdict::Outside => {}
                 Verdict::Refused(message) => notices.push(warning(&pod.uid, "NotCaptured", message)),
                 Verdict::Meshed => {
+                    if let Some(message) = enrolment::unknown_capture(pod) {
+                        notices.push(warning(&pod.uid, "UnknownAnnotation", message));
+                    }
                     meshed.insert(pod.uid.as_str());
                     match self.0.get_mut(&pod.uid) {
                         Some(member) if member.pod == *pod => {}

@@ -12,7 +12,7 @@ pub(super) const MODE: &str = "istio.io/dataplane-mode";
 const ISTIO: &str = "sidecar.istio.io/status";
 const LINKERD: &str = "linkerd.io/proxy-version";
 /// `permissive`: what cannot be captured passes in plaintext, rather than not at all.
-const CAPTURE: &str = "ztunnel.io/capture";
+pub(super) const CAPTURE: &str = "ztunnel.io/capture";
 /// `enabled`: the pod is captured and takes tunnels. Written by who captures it, read by controllers (interop.md §7).
 pub(super) const REDIRECTION: &str = "ambient.istio.io/redirection";
 pub(super) const ENABLED: &str = "enabled";
@@ -42,6 +42,8 @@ pub(super) struct Seen {
     pub leaving: bool,
     /// Its TCP is dropped rather than passed while it is not sure to be captured.
     pub strict: bool,
+    /// A value of the annotation about that which nobody knows.
+    pub unknown_capture: Option<String>,
     /// The API server says that it is captured.
     pub marked: bool,
     /// Whose proxy is in it.
@@ -146,6 +148,8 @@ impl Seen {
             finished: matches!(status["phase"].as_str(), Some("Succeeded" | "Failed")),
             leaving: !metadata["deletionTimestamp"].is_null(),
             strict: metadata["annotations"][CAPTURE] != "permissive",
+            unknown_capture: text(&metadata["annotations"][CAPTURE])
+                .filter(|value| !["permissive", "strict"].contains(&value.as_str())),
             marked: metadata["annotations"][REDIRECTION] == ENABLED,
             sidecar,
         })

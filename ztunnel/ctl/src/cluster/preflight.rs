@@ -41,6 +41,9 @@ pub(super) async fn look(client: &Client) -> Result<Vec<Finding>, Error> {
     findings.extend(kernels(&nodes));
     findings.extend(other_meshes(&daemons));
     findings.extend(sidecars(&pods, &namespaces));
+    let cilium = get(client, "/api/v1/namespaces/kube-system/configmaps/cilium-config", CILIUM).await?;
+    findings.extend(exclusive(&cilium.unwrap_or_default()));
+    findings.extend(distributions(&nodes));
     Ok(findings)
 }
 
@@ -51,6 +54,7 @@ const NODES: Keep = Keep::Only(&[(
         ("status", Keep::Only(&[("nodeInfo", Keep::All)])),
     ]),
 )]);
+const CILIUM: Keep = Keep::Only(&[("data", Keep::Only(&[("cni-exclusive", Keep::All)]))]);
 const DAEMONS: Keep = Keep::Only(&[(
     "items",
     Keep::Only(&[(
@@ -58,23 +62,27 @@ const DAEMONS: Keep = Keep::Only(&[(
         Keep::Only(&[("name", Keep::All), ("namespace", Keep::All), ("labels", Keep::All)]),
     )]),
 )]);
+const CONTAINERS: Keep = Keep::Only(&[("name", Keep::All)]);
 const PODS: Keep = Keep::Only(&[(
     "items",
-    Keep::Only(&[(
-        "metadata",
-        Keep::Only(&[
-            ("name", Keep::All),
-            ("namespace", Keep::All),
-            ("labels", Keep::All),
-            (
-                "annotations",
-                Keep::Only(&[
-                    ("sidecar.istio.io/status", Keep::All),
-                    ("linkerd.io/proxy-version", Keep::All),
-                ]),
-            ),
-        ]),
-    )]),
+    Keep::Only(&[
+        (
+            "metadata",
+            Keep::Only(&[
+                ("name", Keep::All),
+                ("namespace", Keep::All),
+                ("labels", Keep::All),
+                (
+                    "annotations",
+                    Keep::Only(&[
+                        ("sidecar.istio.io/status", Keep::All),
+                        ("linkerd.io/proxy-version", Keep::All),
+                    ]),
+                ),
+            ]),
+        ),
+        ("spec", Keep::Only(&[("containers", CONTAINERS), ("initContainers", CONTAINERS)])),
+    ]),
 )]);
 const NAMESPACES: Keep = Keep::Only(&[(
     "items",
@@ -132,6 +140,35 @@ fn kernels(nodes: &Value) -> Vec<Finding> {
     findings
 }
 
+/// Cilium may take every other CNI configuration away.
+fn exclusive(config: &Value) -> Option<Finding> {
+    (config["data"]["cni-exclusive"] == "true").then(|| {
+        let text = "Cilium removes the CNI configurations of others (cni-exclusive in kube-system/cilium-config): \
+            set cni.exclusive=false in its chart";
+        Finding::Against(text.to_owned())
+    })
+}
+
+/// Those that have their CNI files elsewhere, or ask for more.
+fn distributions(nodes: &Value) -> Vec<Finding> {
+    let has = |part: &str| {
+        items(nodes).any(|node| {
+            node["status"]["nodeInfo"]["kubeletVersion"]
+                .as_str()
+                .is_some_and(|version| version.contains(part))
+        })
+    };
+    let known = [("+k3s", "k3s", "k3s"), ("-gke.", "GKE", "gke")];
+    let found = known.into_iter().filter(|(part, ..)| has(part));
+    found
+        .map(|(_, name, overlay)| {
+            Finding::Note(format!(
+                "nodes of {name}: install with `kubectl apply -k deploy/overlays/{overlay}`"
+            ))
+        })
+        .collect()
+}
+
 /// Two that capture the same pods would undo each other's rules.
 fn other_meshes(daemons: &Value) -> Vec<Finding> {
     let is_ours = |one: &Value| one["metadata"]["labels"]["app.kubernetes.io/part-of"] == "ztunnel";
@@ -158,7 +195,9 @@ fn sidecars(pods: &Value, namespaces: &Value) -> Vec<Finding> {
         let annotations = &pod["metadata"]["annotations"];
         let by = match () {
             () if annotations["sidecar.istio.io/status"].is_string() => "a sidecar of Istio",
-            () if annotations["linkerd.io/proxy-version"].is_string() => "Linkerd",
+            () if annotations["linkerd.io/proxy-version"].is_string() || runs(pod, "linkerd-proxy") => {
+                "Linkerd"
+            }
             () => continue,
         };
         let namespace = pod["metadata"]["namespace"].as_str().unwrap_or_default();
@@ -173,6 +212,12 @@ fn sidecars(pods: &Value, namespaces: &Value) -> Vec<Finding> {
     findings
 }
 
+fn runs(pod: &Value, container: &str) -> bool {
+    let kinds = ["containers", "initContainers"].into_iter();
+    let mut containers = kinds.flat_map(|kind| pod["spec"][kind].as_array().into_iter().flatten());
+    containers.any(|one| one["name"] == container)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -180,6 +225,20 @@ mod tests {
 
     fn against(finding: &Finding) -> bool {
         matches!(finding, Finding::Against(_))
+    }
+
+    #[test]
+    fn what_a_distribution_or_another_cni_needs_is_told() {
+        let config = |value: &str| json!({ "data": { "cni-exclusive": value } });
+        assert!(exclusive(&config("true")).is_some_and(|finding| against(&finding)));
+        assert_eq!((exclusive(&config("false")), exclusive(&json!({}))), (None, None));
+        let node = json!({ "items": [{ "status": { "nodeInfo": { "kubeletVersion": "v1.34.1+k3s1" } } }] });
+        let found = distributions(&node);
+        assert!(matches!(&found[..], [Finding::Note(text)] if text.contains("overlays/k3s")), "{found:?}");
+        let pod = json!({ "metadata": { "name": "p", "namespace": "n" },
+            "spec": { "initContainers": [{ "name": "linkerd-proxy" }] } });
+        let found = sidecars(&json!({ "items": [pod] }), &json!({}));
+        assert!(matches!(&found[..], [Finding::Note(text)] if text.contains("Linkerd")), "{found:?}");
     }
 
     #[test]

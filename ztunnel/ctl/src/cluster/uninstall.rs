@@ -6,7 +6,8 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use reflector::{Client, Keep};
+use reflector::{Client, Keep, Trouble};
+use serde_json::json;
 
 use super::install::{apply, is_anothers, wait};
 use super::manifests::{self, Object, SYSTEM};
@@ -33,6 +34,7 @@ pub(super) async fn run(client: &Client, arguments: UninstallArguments) -> Resul
         delete(client, &cleaner).await?;
         gone(client, &pods_of(cleaner.name()), longest).await?;
     }
+    unmark(client).await?;
     for part in parts.iter().rev() {
         delete(client, part).await?;
     }
@@ -49,7 +51,11 @@ pub(super) async fn run(client: &Client, arguments: UninstallArguments) -> Resul
             }
         }
     }
+    let started = Instant::now();
     while of("the namespace", reflector::get(client, &namespace, Keep::Nothing, ANSWER).await)?.is_some() {
+        if started.elapsed() >= longest {
+            return Err(Error::Late(longest, format!("namespace {SYSTEM} is still terminating")));
+        }
         tokio::time::sleep(LOOK).await;
     }
     Ok(ExitCode::SUCCESS)
@@ -74,6 +80,47 @@ async fn gone(client: &Client, pods: &str, longest: Duration) -> Result<(), Erro
             _ => tokio::time::sleep(LOOK).await,
         }
     }
+}
+
+/// What the agents said on pods: that they are captured.
+async fn unmark(client: &Client) -> Result<(), Error> {
+    const REDIRECTION: &str = "ambient.istio.io/redirection";
+    const MARKS: Keep = Keep::Only(&[(
+        "items",
+        Keep::Only(&[(
+            "metadata",
+            Keep::Only(&[
+                ("name", Keep::All),
+                ("namespace", Keep::All),
+                ("uid", Keep::All),
+                ("annotations", Keep::Only(&[(REDIRECTION, Keep::All)])),
+                ("managedFields", Keep::Only(&[("manager", Keep::All)])),
+            ]),
+        )]),
+    )]);
+    let pods =
+        of("the pods", reflector::get(client, "/api/v1/pods", MARKS, ANSWER).await)?.unwrap_or_default();
+    for pod in pods["items"].as_array().into_iter().flatten() {
+        let metadata = &pod["metadata"];
+        let managers = metadata["managedFields"].as_array().into_iter().flatten();
+        // istio-cni says the same of its own.
+        let ours = managers.into_iter().any(|one| one["manager"] == "ztunnel-redirect");
+        if !ours || metadata["annotations"][REDIRECTION].is_null() {
+            continue;
+        }
+        let text = |key: &str| metadata[key].as_str().unwrap_or_default();
+        let path = format!("/api/v1/namespaces/{}/pods/{}", text("namespace"), text("name"));
+        let patch = json!({"metadata": {"uid": metadata["uid"], "annotations": {REDIRECTION: null}}});
+        match reflector::merge(client, &path, &patch, "ztunnelctl", ANSWER).await {
+            Ok(()) => {
+                println!("{:<60} annotation removed", format!("Pod {}/{}", text("namespace"), text("name")))
+            }
+            // It is gone, or another one has its name.
+            Err(Trouble::Refused { code: 404 | 409 | 422, .. }) => {}
+            failed => of(&path, failed)?,
+        }
+    }
+    Ok(())
 }
 
 /// The root certificates that the controller published.

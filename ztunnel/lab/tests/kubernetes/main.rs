@@ -62,7 +62,7 @@ fn manifests(_: &mut Story) {
     let rendered = kubectl(&["kustomize", concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy")]);
     let kinds = rendered.lines().filter(|line| line.starts_with("kind: ")).count();
     assert_eq!(kinds, 18, "what `ztunnelctl install` is made of (ctl/src/cluster/manifests.rs)");
-    for overlay in ["dev", "istiod", "openshift"] {
+    for overlay in ["dev", "gke", "istiod", "k3s", "openshift"] {
         kubectl(&["kustomize", &format!("{}/../../deploy/overlays/{overlay}", env!("CARGO_MANIFEST_DIR"))]);
     }
 }
@@ -327,6 +327,10 @@ fn left(story: &mut Story) {
         require(tunnelled() <= before, "connections are still tunnelled")
     });
     println!("    {} requests", load.finish("pods that leave"));
+    // What shows that the watch was there all the time.
+    let [first, _] = apps::nodes();
+    let before = wire::count(&first);
+    eventually("plaintext is seen again", || require(wire::count(&first) > before, "the wire is quiet"));
     story.held.iter().for_each(Held::answers);
     assert_eq!(lives(SHOP), before, "no pod was started again");
     assert!(ask(OUTSIDER).is_ok(), "anybody may ask again");
@@ -354,6 +358,10 @@ fn uninstalled(_: &mut Story) {
         assert!(!text.contains("ztunnel"), "{text}");
     }
     assert!(ask(CLIENT).is_ok(), "pods talk as before");
+    let marked = apps::pods(SHOP)
+        .into_iter()
+        .find(|pod| pod["metadata"]["annotations"].to_string().contains("ambient.istio.io/redirection"));
+    assert_eq!(marked.map(|pod| apps::name(&pod).to_owned()), None, "no pod is said to be captured");
     assert!(attempt(&["get", "namespace", SYSTEM]).is_err(), "the namespace is gone");
     apps::delete();
 }

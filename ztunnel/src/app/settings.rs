@@ -18,6 +18,8 @@ pub(super) fn shared(config: &Config, feeds: &Feeds, metrics: Arc<Metrics>, drai
         demand: feeds.demand.clone(),
         metrics,
         node: config.node.name.clone(),
+        network: config.node.network.as_str().into(),
+        cluster_id: config.node.cluster_id.as_str().into(),
         hbone: hbone::Settings {
             stream_window: config.hbone.stream_window,
             connection_window: config.hbone.connection_window,

@@ -145,7 +145,7 @@ async fn target(tunnel: &Tunnel, incoming: &Incoming) -> Result<(Arc<Workload>, 
     }
     let authority: Authority =
         incoming.authority().ok_or_else(|| Failure::Authority(incoming.authority_text().to_owned()))?;
-    let own = tunnel.pod.own_workload().await.ok_or(Failure::UnknownWorkload)?;
+    let own = tunnel.pod.own_record().await.ok_or(Failure::UnknownWorkload)?;
     let target = tunnelled(&tunnel.pod.shared.reader.snapshot(), &own, tunnel.local, &authority)?;
     Ok((own, target))
 }

@@ -8,6 +8,7 @@ pub mod failure;
 pub mod inbound;
 mod live;
 pub mod outbound;
+mod own;
 pub mod passthrough;
 
 use std::cell::RefCell;
@@ -20,7 +21,7 @@ use std::time::Duration;
 use futures::future::LocalBoxFuture;
 use redirect::client::Listeners;
 use tokio_util::sync::CancellationToken;
-use ztunnel_model::{Identity, Network, Workload};
+use ztunnel_model::{Identity, Network, Text};
 
 use crate::hbone;
 use crate::hbone::pool::Pool;
@@ -36,8 +37,6 @@ use crate::telemetry::events::Reporter;
 use failure::DialFailure;
 pub use live::{Direction, Live, LiveConnection};
 
-/// How long a connection waits for the pod's own record to arrive.
-const WORKLOAD_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a connection waits for the pod's certificate.
 const CERTIFICATE_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a connection waits for a socket to dial with.
@@ -52,6 +51,8 @@ pub struct Shared {
     pub demand: Option<Demand>,
     pub metrics: Arc<Metrics>,
     pub node: Option<String>,
+    pub network: Network,
+    pub cluster_id: Text,
     pub hbone: hbone::Settings,
     pub sockets: Options,
     pub original_source: bool,
@@ -101,7 +102,7 @@ impl PodProxy {
         let stock = Stock::new(shared.stocks.clone(), ask);
         let pool = Pool::new(shared.hbone.clone(), stop.clone());
         let (finder, node) = (facts.clone(), shared.node.clone());
-        let own = Box::new(move |snapshot: &Snapshot| own_workload(snapshot, &finder, node.as_deref()));
+        let own = Box::new(move |snapshot: &Snapshot| own::record(snapshot, &finder, node.as_deref()));
         let enforcer = Enforcer::new(shared.reader.clone(), own, shared.policy_at_info);
         let pod = Rc::new(Self {
             facts,
@@ -184,6 +185,10 @@ impl PodProxy {
                     pod.stock.review();
                 }
             };
+            let asked = async {
+                pod.ask_for_record().await;
+                std::future::pending::<()>().await;
+            };
             let drained = async {
                 pod.shared.drain.graceful().cancelled().await;
                 pod.pool.release_all();
@@ -193,39 +198,10 @@ impl PodProxy {
                 () = pod.enforcer.clone().watch() => {}
                 () = pod.pool.clone().release_unused() => {}
                 () = review => {}
+                () = asked => {}
                 () = drained => {}
                 () = pod.stop.cancelled() => {}
             }
         });
     }
-
-    /// The pod's own record; a pod may be enrolled a moment before its record arrives.
-    async fn own_workload(&self) -> Option<Arc<Workload>> {
-        let node = self.shared.node.as_deref();
-        if let Some(workload) = own_workload(&self.shared.reader.snapshot(), &self.facts, node) {
-            return Some(workload);
-        }
-        let mut reader = self.shared.reader.clone();
-        let arrival = async {
-            if let Some(demand) = &self.shared.demand {
-                for &ip in &self.facts.addresses {
-                    // Whatever the answer, the record itself is what is waited for.
-                    let _ = demand.owner(&Network::default(), ip, &self.facts.namespace).await;
-                }
-            }
-            loop {
-                if let Some(workload) = own_workload(&reader.snapshot(), &self.facts, node) {
-                    return Some(workload);
-                }
-                if !reader.changed().await {
-                    return None;
-                }
-            }
-        };
-        tokio::time::timeout(WORKLOAD_DEADLINE, arrival).await.ok().flatten()
-    }
-}
-
-fn own_workload(snapshot: &Snapshot, facts: &PodFacts, node: Option<&str>) -> Option<Arc<Workload>> {
-    snapshot.local_workload(&facts.namespace, &facts.name, &facts.service_account, node).cloned()
 }

@@ -43,9 +43,7 @@ pub(super) async fn serve(pod: Rc<PodProxy>, accepted: Accepted) {
         .emit();
         reset_on_close(&accepted.stream);
     };
-    let Some(own) = pod.own_workload().await else {
-        return deny("the workload of this pod is not known".to_owned());
-    };
+    let own = pod.own_or_said();
     if let Some(demand) = &pod.shared.demand {
         let known = demand.owner(&own.network, accepted.orig_dst.ip(), &own.namespace).await;
         if let Err(unanswered) = known {

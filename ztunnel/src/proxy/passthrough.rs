@@ -28,7 +28,7 @@ pub(super) async fn serve(pod: Rc<PodProxy>, accepted: Accepted) {
         Ok(target) => target,
         Err(refused) => return deny(refused.into()),
     };
-    let Some(own) = pod.own_workload().await else {
+    let Some(own) = pod.own_record().await else {
         return deny(Failure::UnknownWorkload);
     };
     let event = events::Connection::open(&pod.shared.metrics, facts(&pod, &own, &accepted, target));

@@ -80,6 +80,11 @@ impl Snapshot {
         })
     }
 
+    /// Any workload of a node.
+    pub fn neighbour(&self, node: &str) -> Option<&Arc<Workload>> {
+        self.local_workloads.iter().find(|workload| workload.node == *node)
+    }
+
     pub fn workload(&self, uid: &WorkloadUid) -> Option<&Arc<Workload>> {
         self.workloads.get(self.hasher.text(uid.as_str()), |workload| workload.uid == *uid)
     }

@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::TimeVal;
@@ -44,7 +45,10 @@ impl Error {
 /// A netlink socket, which stays in the namespace where it was opened. Not used again after an error other than
 /// [`Error::Refused`].
 pub struct Exchange {
-    socket: Socket,
+    /// Taken when this is dropped.
+    socket: Option<Socket>,
+    /// Closing the socket may take long.
+    lingers: bool,
     sequence: u32,
 }
 
@@ -58,7 +62,7 @@ impl Exchange {
         socket.set_ext_ack(true)?;
         let seconds = i64::try_from(ANSWER_DEADLINE.as_secs()).expect("invariant: a small constant");
         setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(seconds, 0)).map_err(io::Error::from)?;
-        Ok(Self { socket, sequence: 0 })
+        Ok(Self { socket: Some(socket), lingers: protocol == NETLINK_NETFILTER, sequence: 0 })
     }
 
     /// Sends all messages at once and checks the answer to each that asks for one.
@@ -69,7 +73,7 @@ impl Exchange {
             self.sequence += 1;
             message.encode(self.sequence, &mut buffer);
         }
-        self.socket.send(&buffer, 0)?;
+        self.socket().send(&buffer, 0)?;
         let mut unanswered = messages.iter().filter(|message| message.flags & ACK != 0).count();
         while unanswered > 0 {
             let datagram = self.receive()?;
@@ -92,7 +96,7 @@ impl Exchange {
         self.sequence += 1;
         let mut buffer = Vec::new();
         request.encode(self.sequence, &mut buffer);
-        self.socket.send(&buffer, 0)?;
+        self.socket().send(&buffer, 0)?;
         let mut bodies = Vec::new();
         loop {
             let datagram = self.receive()?;
@@ -111,7 +115,7 @@ impl Exchange {
         self.sequence += 1;
         let mut buffer = Vec::new();
         request.encode(self.sequence, &mut buffer);
-        self.socket.send(&buffer, 0)?;
+        self.socket().send(&buffer, 0)?;
         loop {
             let datagram = self.receive()?;
             for (kind, flags, sequence, body) in message::messages(&datagram) {
@@ -124,12 +128,29 @@ impl Exchange {
         }
     }
 
+    fn socket(&self) -> &Socket {
+        self.socket.as_ref().expect("invariant: it is there until this is dropped")
+    }
+
     fn receive(&self) -> Result<Vec<u8>, Error> {
         let mut datagram = Vec::with_capacity(64 * 1024);
-        match self.socket.recv(&mut datagram, 0) {
+        match self.socket().recv(&mut datagram, 0) {
             Ok(_) => Ok(datagram),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(Error::NoAnswer),
             Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl Drop for Exchange {
+    /// A netfilter socket is closed by a thread of its own: the kernel first does away with what batches in the namespace have
+    /// replaced, and waits for a grace period (nft_rcv_nl_event), some ten milliseconds in which a pod would not start. A
+    /// thread that lived on could not do it: it would hold the namespace in which it was started.
+    fn drop(&mut self) {
+        let socket = self.socket.take();
+        if self.lingers {
+            // Without a thread it is closed here.
+            let _ = std::thread::Builder::new().name("close".to_owned()).spawn(move || drop(socket));
         }
     }
 }

@@ -14,7 +14,7 @@
 //!
 //! Told are percentiles of the ADD alone and of the ADD to the first byte, beside those of a connection from such a
 //! namespace without the mesh to a pod without it (`direct`): what the machine costs. Fails when the 99th of a hundred is above 50 ms
-//! in a release build, or when agent or proxy hold more descriptors in the end than before.
+//! in a release build, one after the other, or when agent or proxy hold more descriptors in the end than before.
 
 mod cluster;
 mod pod;
@@ -84,7 +84,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     }
-    if slow && !cfg!(debug_assertions) {
+    if slow && at_once == 1 && !cfg!(debug_assertions) {
         eprintln!("the 99th of a hundred is above {BOUND:?}");
         return ExitCode::FAILURE;
     }

@@ -27,7 +27,7 @@ enum Command {
     /// Remove from a Kubernetes cluster; nothing is left behind
     Uninstall(cluster::UninstallArguments),
     /// The proxies: whether they are ready, how they are fed, and what they hold
-    Status(mesh::Arguments),
+    Status(mesh::StatusArguments),
     /// Workloads that the proxies know
     Workloads(mesh::Arguments),
     /// Services that the proxies know, with their endpoints
@@ -45,7 +45,10 @@ fn main() -> ExitCode {
         Command::Preflight => cluster::preflight().map_err(|error| error.to_string()),
         Command::Install(arguments) => cluster::install(arguments).map_err(|error| error.to_string()),
         Command::Uninstall(arguments) => cluster::uninstall(arguments).map_err(|error| error.to_string()),
-        Command::Status(arguments) => mesh(View::Status, arguments),
+        Command::Status(arguments) if arguments.cluster => {
+            cluster::status(arguments.mesh.output).map_err(|error| error.to_string())
+        }
+        Command::Status(arguments) => mesh(View::Status, arguments.mesh),
         Command::Workloads(arguments) => mesh(View::Workloads, arguments),
         Command::Services(arguments) => mesh(View::Services, arguments),
         Command::Policies(arguments) => mesh::policies(&arguments).map_err(|error| error.to_string()),

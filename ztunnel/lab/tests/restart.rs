@@ -178,3 +178,45 @@ fn a_killed_agent_is_not_missed_and_its_successor_adopts_what_the_proxy_kept() {
     round_trip(&mut before[0]).expect("the old connection still works");
     bed.only_tunnels_were_seen();
 }
+
+/// The `number`-th order of five things; each of the 120 comes once in so many numbers.
+fn order(mut number: usize) -> [usize; 5] {
+    let mut left = vec![0, 1, 2, 3, 4];
+    std::array::from_fn(|_| {
+        let index = number % left.len();
+        number /= left.len();
+        left.remove(index)
+    })
+}
+
+/// All processes of all nodes are gone at once and come back in some order, while a connection waits that was opened before
+/// the first of them. ROUNDS=200 takes every order at least once; without it there are ten, far apart.
+#[test]
+fn in_whatever_order_they_start_who_waited_is_answered_and_only_tunnels_are_seen() {
+    let rounds = std::env::var("ROUNDS").map_or(10, |rounds| rounds.parse().expect("ROUNDS is a number"));
+    let mut bed = Bed::new(&[]);
+    all_answered(&mut bed.send("client", 2));
+    for round in 0..rounds {
+        for node in ["node1", "node2"] {
+            bed.lab.node_mut(node).kill_proxy();
+            bed.lab.node_mut(node).kill_agent();
+        }
+        bed.lab.kill_controller();
+        let mut waiting = bed.send("client", 2);
+        let order = order(round * 37);
+        for part in order {
+            let started = match part {
+                0 => bed.lab.start_controller(),
+                1 => bed.lab.start_agent("node1"),
+                2 => bed.lab.start_agent("node2"),
+                3 => bed.lab.start_proxy("node1"),
+                _ => bed.lab.start_proxy("node2"),
+            };
+            started.unwrap_or_else(|error| panic!("round {round}, {order:?}: {error}"));
+        }
+        for stream in &mut waiting {
+            answered(stream).unwrap_or_else(|error| panic!("round {round}, {order:?}: {error}"));
+        }
+    }
+    bed.only_tunnels_were_seen();
+}

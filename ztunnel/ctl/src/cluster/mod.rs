@@ -1,10 +1,11 @@
-//! `ztunnelctl preflight`, `install` and `uninstall`: a cluster that KUBECONFIG names.
+//! `ztunnelctl preflight`, `install`, `uninstall` and `status --cluster`: a cluster that KUBECONFIG names.
 //!
 //! What an installation consists of is in `deploy/`; nothing is changed before the cluster was looked at.
 
 mod install;
 mod manifests;
 mod preflight;
+mod status;
 mod uninstall;
 
 use std::process::ExitCode;
@@ -12,6 +13,8 @@ use std::time::Duration;
 
 use clap::Args;
 use reflector::{Client, Trouble};
+
+use crate::mesh::Output;
 
 /// For one request.
 const ANSWER: Duration = Duration::from_secs(30);
@@ -64,6 +67,8 @@ pub enum Error {
     Api { what: String, trouble: Trouble },
     #[error("the cluster cannot work yet, and nothing was changed; --force installs all the same")]
     Unfit,
+    #[error("no node pod in namespace {SYSTEM}: it is not installed here", SYSTEM = manifests::SYSTEM)]
+    NotInstalled,
     #[error("not ready within {0:?}: {1}")]
     Late(Duration, String),
     #[error("no runtime: {0}")]
@@ -76,6 +81,10 @@ pub fn install(arguments: InstallArguments) -> Result<ExitCode, Error> {
 
 pub fn uninstall(arguments: UninstallArguments) -> Result<ExitCode, Error> {
     run(async |client| uninstall::run(&client, arguments).await)
+}
+
+pub fn status(output: Output) -> Result<ExitCode, Error> {
+    run(async |client| status::run(&client, output).await)
 }
 
 pub fn preflight() -> Result<ExitCode, Error> {

@@ -8,7 +8,7 @@ mod policies;
 mod proxies;
 mod services;
 mod status;
-mod table;
+pub(crate) mod table;
 #[cfg(test)]
 mod tests;
 mod workloads;
@@ -40,7 +40,17 @@ pub struct Arguments {
 
     /// How to print the result
     #[arg(long, value_enum, default_value_t = Output::Table)]
-    output: Output,
+    pub output: Output,
+}
+
+#[derive(Debug, Args)]
+pub struct StatusArguments {
+    #[command(flatten)]
+    pub mesh: Arguments,
+
+    /// Instead: the nodes of the cluster that KUBECONFIG names, and the pods there that are not surely captured or served
+    #[arg(long, conflicts_with_all = ["lab", "node", "namespace"])]
+    pub cluster: bool,
 }
 
 #[derive(Debug, Args)]
@@ -176,7 +186,7 @@ fn print<R: Row>(rows: &[R], output: Output) {
     }
 }
 
-fn json<T: Serialize + ?Sized>(what: &T) -> String {
+pub(crate) fn json<T: Serialize + ?Sized>(what: &T) -> String {
     serde_json::to_string_pretty(what).expect("invariant: rows are texts, numbers and lists")
 }
 

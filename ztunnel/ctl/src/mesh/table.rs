@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-pub(super) struct Table {
+pub(crate) struct Table {
     columns: usize,
     lines: Vec<Line>,
 }
@@ -14,18 +14,18 @@ enum Line {
 }
 
 impl Table {
-    pub(super) fn new(columns: &[&str]) -> Self {
+    pub(crate) fn new(columns: &[&str]) -> Self {
         let head = columns.iter().map(|&column| column.to_owned()).collect();
         Self { columns: columns.len(), lines: vec![Line::Row(head)] }
     }
 
-    pub(super) fn add(&mut self, cells: Vec<String>) {
+    pub(crate) fn add(&mut self, cells: Vec<String>) {
         let filled = cells.into_iter().map(|cell| if cell.is_empty() { "-".to_owned() } else { cell });
         self.lines.push(Line::Row(filled.collect()));
     }
 
     /// Stands under the row that was added last.
-    pub(super) fn note(&mut self, text: &str) {
+    pub(crate) fn note(&mut self, text: &str) {
         self.lines.push(Line::Note(text.to_owned()));
     }
 

@@ -28,7 +28,7 @@ struct Story {
 
 fn main() {
     assert!(std::env::var_os("KUBECONFIG").is_some(), "KUBECONFIG must name a cluster (README)");
-    let steps: [Step; 14] = [
+    let steps: [Step; 15] = [
         ("the manifests of `ztunnelctl install` are those of kustomize", manifests),
         ("the installation is ready", installed),
         ("unmeshed pods talk in plaintext", unmeshed),
@@ -37,6 +37,7 @@ fn main() {
         ("an AuthorizationPolicy is enforced and says so", authorized),
         ("STRICT refuses plaintext, and kubelet's probes pass", strict),
         ("a bad policy is told by an event", refused),
+        ("rules that are deleted in a pod are back in less than a second", repaired),
         ("pods roll under load", rolled),
         ("bulk passes", bulk),
         ("the proxies roll under load", proxies_rolled),
@@ -129,6 +130,7 @@ fn joined(story: &mut Story) {
         });
     }
     println!("    {} requests", load.finish("labels that change"));
+    eventually("every pod is captured and served", || ztunnelctl(&["status", "--cluster"]));
     assert_eq!(lives(SHOP), before, "no pod was started again");
     story.held.iter().for_each(Held::answers);
 }
@@ -245,6 +247,26 @@ fn refused(_: &mut Story) {
     eventually("requests pass again", || ask(CLIENT));
 }
 
+/// In the namespace that has the address ADDRESS; how long it took in milliseconds.
+const FLUSH: &str = "for n in /var/run/netns/*; do if nsenter --net=$n ip -4 address show | grep -q ' ADDRESS/'; then \
+    start=$(date +%s%3N); nsenter --net=$n nft delete table inet ztunnel || exit; \
+    while [ $(($(date +%s%3N) - start)) -lt 20000 ]; do \
+    nsenter --net=$n nft list table inet ztunnel > /dev/null 2>&1 && break; done; echo $(($(date +%s%3N) - start)); fi; done";
+
+fn repaired(_: &mut Story) {
+    let [first, _] = apps::nodes();
+    let address = apps::addresses(CLIENT).into_iter().find(|ip| !ip.contains(':')).expect("an IPv4 address");
+    for _ in 0..10 {
+        let told = node("node", &first, &["sh", "-c", &FLUSH.replace("ADDRESS", &address)]);
+        let took: u64 =
+            told.trim().parse().unwrap_or_else(|_| panic!("the namespace was not found: {told:?}"));
+        println!("    {took} ms");
+        assert!(took < 1000, "the rules are back after {took} ms");
+        eventually("requests pass", || ask(CLIENT));
+    }
+    quiet("a pod that was repaired", || eventually("requests pass", || ask(CLIENT)));
+}
+
 fn rolled(_: &mut Story) {
     quiet("pods that roll", || {
         let load = Load::start(CLIENT);
@@ -345,15 +367,20 @@ fn traces() -> Vec<String> {
     nodes.iter().map(|name| node("node", name, &["sh", "-c", look])).collect()
 }
 
+fn ztunnelctl(arguments: &[&str]) -> Result<(), String> {
+    let programs = ztunnel_lab::binaries::find().map_err(|error| error.to_string())?;
+    let mut command = std::process::Command::new(programs.proxy.with_file_name("ztunnelctl"));
+    let output = command.args(arguments).output().map_err(|error| error.to_string())?;
+    let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    require(output.status.success(), format!("{arguments:?}: {}", said.concat()))
+}
+
 fn uninstalled(_: &mut Story) {
     label(SHOP, Some("ambient"));
     eventually("requests pass", || ask(CLIENT));
     // What shows that the traces would be seen, if they were there later.
     assert!(traces().iter().all(|text| text.contains("inet ztunnel") && text.contains("conflist")));
-    let programs = ztunnel_lab::binaries::find().unwrap_or_else(|error| panic!("{error}"));
-    let mut uninstall = std::process::Command::new(programs.proxy.with_file_name("ztunnelctl"));
-    let output = uninstall.args(["uninstall", "--delete-policies"]).output().expect("it starts");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    ztunnelctl(&["uninstall", "--delete-policies"]).unwrap_or_else(|error| panic!("{error}"));
     for text in traces() {
         assert!(!text.contains("ztunnel"), "{text}");
     }

@@ -262,7 +262,7 @@ fn the_binary_is_the_one_that_is_given() {
     ];
     for damage in damages {
         damage();
-        node.installer.put().expect("put");
+        node.put();
         assert_eq!(fs::read_to_string(&target).expect("there"), "the plugin");
         assert_eq!(fs::metadata(&target).expect("there").permissions().mode() & 0o777, 0o755);
     }

@@ -63,7 +63,7 @@ pub fn run() -> Result<ExitCode, Error> {
     let config = config::load()?;
     if alone::is_wanted(&config) {
         let _log = telemetry::init(&config.telemetry.rust_log, config.telemetry.json)?;
-        return runtime()?.block_on(alone::run()).map_err(Error::from);
+        return runtime()?.block_on(alone::run(&config)).map_err(Error::from);
     }
     // Before any thread is started: what this one gives up, only its later children lack too.
     if !config.allow_privileges {

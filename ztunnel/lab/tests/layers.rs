@@ -37,7 +37,8 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("tokio_rustls", &["tls"]),
     ("webpki", &["tls"]),
     ("h2", &["hbone"]),
-    ("nix", &["net", "io"]),
+    // Signals to the two processes that it starts.
+    ("nix", &["net", "io", "app/alone.rs"]),
     ("rustix", &["net", "io"]),
     ("socket2", &["net", "io"]),
 ];

@@ -23,8 +23,6 @@ use crate::config::Config;
 use crate::io::privileges;
 
 const AGENT: &str = "ztunnel-redirect";
-/// Where istio-cni listens.
-const INPOD_UDS: &str = "/var/run/ztunnel/ztunnel.sock";
 /// For the agent to end, which has nothing to drain.
 const GRACE: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
@@ -44,36 +42,36 @@ pub enum Error {
 
 /// Whether nobody names an agent and this process could be one.
 pub fn is_wanted(config: &Config) -> bool {
-    std::env::var_os("REDIRECT_SOCKET").is_none() && !config.allow_privileges && privileges::may_capture()
+    config.alone && !config.allow_privileges && privileges::may_capture()
 }
 
 /// Runs until the proxy has ended.
-pub async fn run() -> Result<ExitCode, Error> {
+pub async fn run(config: &Config) -> Result<ExitCode, Error> {
     let own = std::env::current_exe().map_err(Error::Wait)?;
     let agent = own.with_file_name(AGENT);
     if !agent.exists() {
         return Err(Error::Missing(agent));
     }
     let folder = Folder::make()?;
-    let ended = attend(&own, &agent, &folder.0.join("redirect.sock")).await?;
+    let ended = attend(&own, &agent, &folder.0.join("redirect.sock"), &config.inpod_uds).await?;
     Ok(ended.code().and_then(|code| u8::try_from(code).ok()).map_or_else(
         || ExitCode::from(128 + ended.signal().and_then(|number| u8::try_from(number).ok()).unwrap_or(0)),
         ExitCode::from,
     ))
 }
 
-async fn attend(own: &Path, program: &Path, socket: &Path) -> Result<ExitStatus, Error> {
+async fn attend(own: &Path, program: &Path, socket: &Path, zds: &Path) -> Result<ExitStatus, Error> {
     let heard = |kind| signal(kind).map_err(Error::Wait);
     let mut terminate = heard(SignalKind::terminate())?;
     let mut interrupt = heard(SignalKind::interrupt())?;
     let mut child_ended = heard(SignalKind::child())?;
-    let mut agent = Some(start_agent(program, socket)?);
+    let mut agent = Some(start_agent(program, socket, zds)?);
     let mut proxy = start(own, |command| command.arg("proxy").env("REDIRECT_SOCKET", socket))?;
     let (mut pause, mut again) = (FIRST_PAUSE, Instant::now());
     let ended = loop {
         tokio::select! {
             _ = child_ended.recv() => {}
-            () = sleep_until(again), if agent.is_none() => agent = Some(start_agent(program, socket)?),
+            () = sleep_until(again), if agent.is_none() => agent = Some(start_agent(program, socket, zds)?),
             _ = terminate.recv() => pass(&proxy, Signal::SIGTERM),
             _ = interrupt.recv() => pass(&proxy, Signal::SIGINT),
         }
@@ -97,11 +95,9 @@ async fn attend(own: &Path, program: &Path, socket: &Path) -> Result<ExitStatus,
     Ok(ended)
 }
 
-fn start_agent(program: &Path, socket: &Path) -> Result<Part, Error> {
+fn start_agent(program: &Path, socket: &Path, zds: &Path) -> Result<Part, Error> {
     start(program, |command| {
-        let uds = std::env::var_os("INPOD_UDS").filter(|path| !path.is_empty());
-        command.env("INPOD_UDS", uds.unwrap_or_else(|| INPOD_UDS.into()));
-        command.arg("--socket").arg(socket).args(["--proxy-uid", "0"])
+        command.arg("--inpod-uds").arg(zds).arg("--socket").arg(socket).args(["--proxy-uid", "0"])
     })
 }
 

@@ -37,6 +37,10 @@ pub struct Config {
     pub drain: Drain,
     pub static_config: Option<StaticSource>,
     pub redirect_socket: PathBuf,
+    /// No agent was named.
+    pub alone: bool,
+    /// Where istio-cni listens, for the agent that is started then.
+    pub inpod_uds: PathBuf,
     pub response_baggage: bool,
     /// Run although the process still has capabilities.
     pub allow_privileges: bool,

@@ -84,6 +84,7 @@ pub(super) struct Raw {
     pub(super) json_log: Option<bool>,
     pub(super) proxy_config: Option<String>,
     pub(super) redirect_socket: Option<PathBuf>,
+    pub(super) inpod_uds: Option<PathBuf>,
     pub(super) allow_privileges: Option<bool>,
 }
 
@@ -159,6 +160,7 @@ impl Raw {
             }),
             proxy_config: from.text("PROXY_CONFIG"),
             redirect_socket: from.non_empty("REDIRECT_SOCKET").map(PathBuf::from),
+            inpod_uds: from.non_empty("INPOD_UDS").map(PathBuf::from),
             allow_privileges: from.boolean("ALLOW_PRIVILEGES"),
         }
     }

@@ -14,6 +14,7 @@ use super::{
 
 const ROOT_FILE: &str = "./var/run/secrets/istio/root-cert.pem";
 const TOKEN_FILE: &str = "./var/run/secrets/tokens/istio-token";
+const INPOD_UDS: &str = "/var/run/ztunnel/ztunnel.sock";
 const REDIRECT_SOCKET: &str = "/var/run/ztunnel/redirect.sock";
 const READINESS_PORT: u16 = 15021;
 
@@ -62,6 +63,8 @@ pub(super) fn resolve(
         sockets: sockets(&raw),
         drain: Drain { deadline: drain_deadline(&raw) },
         static_config: static_config(&raw, mistakes),
+        alone: raw.redirect_socket.is_none(),
+        inpod_uds: raw.inpod_uds.clone().unwrap_or_else(|| PathBuf::from(INPOD_UDS)),
         redirect_socket: raw.redirect_socket.clone().unwrap_or_else(|| PathBuf::from(REDIRECT_SOCKET)),
         response_baggage: raw.response_baggage.unwrap_or(true),
         allow_privileges: raw.allow_privileges.unwrap_or(false),

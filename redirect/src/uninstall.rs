@@ -41,13 +41,11 @@ pub fn uninstall(config: &Config) -> Result<Vec<String>, Error> {
         Some(Err(error)) => left.push(error.to_string()),
         None => {}
     }
-    for (ident, path) in namespaces(config) {
-        match withdraw(&path) {
-            Ok(true) => removed.push(format!("rules in network namespace {}", path.display())),
-            Ok(false) => {}
-            Err(reason) => {
-                left.push(format!("network namespace {} ({}): {reason}", ident.inode, path.display()))
-            }
+    for (ident, paths) in namespaces(config) {
+        match withdraw(&paths) {
+            Ok(Some(path)) => removed.push(format!("rules in network namespace {}", path.display())),
+            Ok(None) => {}
+            Err(reason) => left.push(format!("network namespace {}: {reason}", ident.inode)),
         }
     }
     if let Err(error) = rules::host::withdraw() {
@@ -64,24 +62,31 @@ pub fn uninstall(config: &Config) -> Result<Vec<String>, Error> {
     if left.is_empty() { Ok(removed) } else { Err(Error::Left(left)) }
 }
 
-/// Whether there was something to remove.
-fn withdraw(path: &Path) -> Result<bool, String> {
+/// By the first of the paths that still leads there: a process may have ended since it was seen. Says by which, if there was
+/// something to remove.
+fn withdraw(paths: &[PathBuf]) -> Result<Option<&Path>, String> {
     let work = || -> Result<bool, rules::Error> {
         let before = rules::dump()?;
         rules::withdraw()?;
         Ok(rules::dump()? != before)
     };
-    match Netns::open(path) {
-        Ok(netns) => {
-            netns.run_blocking(work).map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+    for path in paths {
+        match Netns::open(path) {
+            Ok(netns) => {
+                let worked =
+                    netns.run_blocking(work).map_err(|error| format!("{}: {error}", path.display()))?;
+                let differs = worked.map_err(|error| format!("{}: {error}", path.display()))?;
+                return Ok(differs.then_some(path));
+            }
+            Err(error) if error.is_gone() => {}
+            Err(error) => return Err(error.to_string()),
         }
-        Err(error) if error.is_gone() => Ok(false),
-        Err(error) => Err(error.to_string()),
     }
+    Ok(None)
 }
 
-/// One path to each.
-fn namespaces(config: &Config) -> BTreeMap<Ident, PathBuf> {
+/// Every path to each, those that have a name first.
+fn namespaces(config: &Config) -> BTreeMap<Ident, Vec<PathBuf>> {
     let entries = |folder: &Path| {
         std::fs::read_dir(folder).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()))
     };
@@ -90,7 +95,13 @@ fn namespaces(config: &Config) -> BTreeMap<Ident, PathBuf> {
         path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.parse::<u32>().is_ok())
     });
     let paths = named.chain(lived_in.map(|path| path.join("ns/net")));
-    paths.filter_map(|path| Some((Ident::at(&path).ok()?, path))).collect()
+    let mut found = BTreeMap::<_, Vec<PathBuf>>::new();
+    for path in paths {
+        if let Ok(ident) = Ident::at(&path) {
+            found.entry(ident).or_default().push(path);
+        }
+    }
+    found
 }
 
 #[cfg(test)]
@@ -99,6 +110,20 @@ mod tests {
     use crate::rules::fixture::Named;
     use crate::rules::{Closed, Installed, Ports};
     use crate::sockets::Listeners;
+
+    #[test]
+    fn a_process_that_ends_meanwhile_hides_no_namespace() {
+        let folder = std::env::temp_dir().join(format!("uninstall-ended-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a temporary folder");
+        let namespace = Named::make(folder.join("pod"));
+        let _rules: Closed =
+            namespace.open().run_blocking(|| Closed::install().expect("rules")).expect("work inside");
+        let paths = [folder.join("ended"), folder.join("pod")];
+        assert_eq!(withdraw(&paths), Ok(Some(paths[1].as_path())));
+        assert_eq!(withdraw(&paths), Ok(None));
+        namespace.remove().expect("unmounted");
+        std::fs::remove_dir_all(&folder).expect("removed");
+    }
 
     #[test]
     fn rules_that_nobody_recorded_are_found_and_removed() {

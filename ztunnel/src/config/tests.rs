@@ -67,6 +67,8 @@ fn defaults() {
         "drain": {"deadline": {"secs": 5, "nanos": 0}},
         "staticConfig": null,
         "redirectSocket": "/var/run/ztunnel/redirect.sock",
+        "alone": true,
+        "inpodUds": "/var/run/ztunnel/ztunnel.sock",
         "responseBaggage": true,
         "allowPrivileges": false,
     });

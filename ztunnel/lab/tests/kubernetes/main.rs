@@ -68,11 +68,15 @@ fn manifests(_: &mut Story) {
     }
 }
 
+fn rolled_out(what: &str, namespace: &str, workload: &str) {
+    eventually(what, || {
+        attempt(&["--namespace", namespace, "rollout", "status", workload, "--timeout=1s"]).map(drop)
+    });
+}
+
 fn installed(_: &mut Story) {
     for workload in ["deployment/ztunnel-controller", "daemonset/ztunnel"] {
-        eventually("the installation is ready", || {
-            attempt(&["--namespace", SYSTEM, "rollout", "status", workload, "--timeout=1s"]).map(drop)
-        });
+        rolled_out("the installation is ready", SYSTEM, workload);
     }
     let proxies =
         json(&["get", "pods", "--namespace", SYSTEM, "--selector", "app.kubernetes.io/name=ztunnel"]);
@@ -271,13 +275,9 @@ fn rolled(_: &mut Story) {
     quiet("pods that roll", || {
         let load = Load::start(CLIENT);
         kubectl(&["--namespace", SHOP, "rollout", "restart", "deployment/nginx"]);
-        eventually("nginx has rolled", || {
-            attempt(&["--namespace", SHOP, "rollout", "status", "deployment/nginx", "--timeout=1s"]).map(drop)
-        });
+        rolled_out("nginx has rolled", SHOP, "deployment/nginx");
         kubectl(&["--namespace", SHOP, "scale", "deployment/nginx", "--replicas=6"]);
-        eventually("nginx has grown", || {
-            attempt(&["--namespace", SHOP, "rollout", "status", "deployment/nginx", "--timeout=1s"]).map(drop)
-        });
+        rolled_out("nginx has grown", SHOP, "deployment/nginx");
         kubectl(&["--namespace", SHOP, "scale", "deployment/nginx", "--replicas=2"]);
         load.goes_on();
         println!("    {} requests", load.finish("pods that roll"));
@@ -298,10 +298,7 @@ fn proxies_rolled(story: &mut Story) {
     quiet("proxies that roll", || {
         let load = Load::start(CLIENT);
         kubectl(&["--namespace", SYSTEM, "rollout", "restart", "daemonset/ztunnel"]);
-        eventually("the proxies have rolled", || {
-            attempt(&["--namespace", SYSTEM, "rollout", "status", "daemonset/ztunnel", "--timeout=1s"])
-                .map(drop)
-        });
+        rolled_out("the proxies have rolled", SYSTEM, "daemonset/ztunnel");
         load.goes_on();
         println!("    {} requests", load.finish("proxies that roll"));
     });

@@ -44,9 +44,7 @@ pub async fn apply(
 ) -> Result<(), Trouble> {
     let dry_run = if dry_run { "&dryRun=All" } else { "" };
     let path = format!("{path}?fieldManager={manager}&force=true{dry_run}");
-    let request = Request::builder().method(Method::PATCH).uri(path);
-    let request = request.header("content-type", "application/apply-patch+yaml");
-    send(client, request, object.to_string().into_bytes(), deadline).await.map(drop)
+    patched(client, path, "application/apply-patch+yaml", object, deadline).await
 }
 
 /// Changes what `patch` names of the object at this path (RFC 7396); `null` takes it away.
@@ -57,9 +55,8 @@ pub async fn merge(
     manager: &str,
     deadline: Duration,
 ) -> Result<(), Trouble> {
-    let request = Request::builder().method(Method::PATCH).uri(format!("{path}?fieldManager={manager}"));
-    let request = request.header("content-type", "application/merge-patch+json");
-    send(client, request, patch.to_string().into_bytes(), deadline).await.map(drop)
+    let path = format!("{path}?fieldManager={manager}");
+    patched(client, path, "application/merge-patch+json", patch, deadline).await
 }
 
 /// Deletes the object at this path and what belongs to it; whether there was one.
@@ -68,6 +65,17 @@ pub async fn delete(client: &Client, path: &str, deadline: Duration) -> Result<b
         Err(Trouble::Refused { code: 404, .. }) => Ok(false),
         answered => answered.map(|_| true),
     }
+}
+
+async fn patched(
+    client: &Client,
+    path: String,
+    kind: &'static str,
+    patch: &Value,
+    deadline: Duration,
+) -> Result<(), Trouble> {
+    let request = Request::builder().method(Method::PATCH).uri(path).header("content-type", kind);
+    send(client, request, patch.to_string().into_bytes(), deadline).await.map(drop)
 }
 
 async fn answered(

@@ -30,6 +30,10 @@ struct Args {
     #[command(flatten)]
     node: Node,
 
+    /// Serve /pods, /metrics, /healthz/live and /healthz/ready over HTTP here.
+    #[arg(long, env = "REDIRECT_STATUS_LISTEN", value_name = "ADDR:PORT")]
+    status_listen: Option<SocketAddr>,
+
     #[command(flatten)]
     source: Option<Source>,
 
@@ -67,16 +71,17 @@ struct Args {
 #[derive(Debug, Subcommand)]
 enum Task {
     /// Takes everything out of the node that agents left there: rules, the CNI plugin and its entry, files. Says what it
-    /// removed. The agent must have ended. With --status-listen it stays, and is ready when it is done.
+    /// removed. The agent must have ended.
     Uninstall {
         #[command(flatten)]
         node: Node,
         #[command(flatten)]
-        cni: Cni,
+        cni: Box<Cni>,
     },
+    /// Does nothing until it is told to end: what a pod runs whose work an init container has done.
+    Rest,
 }
 
-/// The node, and where this program is asked how it is.
 #[derive(Debug, clap::Args)]
 struct Node {
     /// Unix socket on which proxies connect.
@@ -100,20 +105,12 @@ struct Node {
     /// Where the container runtime leaves the pods' network namespaces.
     #[arg(long, env = "REDIRECT_NETNS_DIR", value_name = "DIR", default_value = "/var/run/netns")]
     netns_dir: PathBuf,
-
-    /// Serve /pods, /metrics, /healthz/live and /healthz/ready over HTTP here.
-    #[arg(long, env = "REDIRECT_STATUS_LISTEN", value_name = "ADDR:PORT")]
-    status_listen: Option<SocketAddr>,
 }
 
 impl Node {
-    /// Listens for who asks, and goes where the node's own rules are. Before there is another thread.
-    fn enter(&self) -> Result<Option<TcpListener>, Box<dyn std::error::Error>> {
-        let listener = self.status_listen.map(status::listen).transpose()?;
-        if let Some(path) = &self.host_netns {
-            Netns::open(path)?.enter()?;
-        }
-        Ok(listener)
+    /// Goes where the node's own rules are. Before there is another thread.
+    fn enter(&self) -> Result<(), redirect::netns::Error> {
+        self.host_netns.as_deref().map_or(Ok(()), |path| Netns::open(path)?.enter())
     }
 }
 
@@ -255,7 +252,8 @@ fn main() -> ExitCode {
     let filter = EnvFilter::new(format!("kube_client=off,{}", args.log));
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).init();
     let done = match args.command {
-        Some(Task::Uninstall { node, cni }) => clean_up(node, cni),
+        Some(Task::Uninstall { node, cni }) => clean_up(node, *cni),
+        Some(Task::Rest) => rest(),
         None => run(args),
     };
     match done {
@@ -273,7 +271,8 @@ fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
     let stands_by = std::env::var_os(succession::STANDBY).is_some();
     // Where it began, for the one that begins anew.
     let home = Netns::open(Path::new("/proc/thread-self/ns/net"))?;
-    let status = args.node.enter()?;
+    let status = args.status_listen.map(status::listen).transpose()?;
+    args.node.enter()?;
     let socket = args.node.socket.clone();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let work = async {
@@ -320,15 +319,17 @@ async fn until_told<T>(
 }
 
 fn clean_up(node: Node, cni: Cni) -> Result<(), Box<dyn std::error::Error>> {
-    let status = node.enter()?;
+    node.enter()?;
     let Node { socket, host_proc, netns_dir, .. } = node;
     let config = uninstall::Config { socket, proc: host_proc, netns: netns_dir, cni: cni.install()? };
     for done in uninstall::uninstall(&config)? {
         println!("{done}");
     }
-    if status.is_some() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(until_told(async { Ok(serve(status).await.map(Some)?) }))?;
-    }
+    Ok(())
+}
+
+fn rest() -> Result<(), Box<dyn std::error::Error>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(until_told(std::future::pending::<Result<Option<()>, _>>()))?;
     Ok(())
 }

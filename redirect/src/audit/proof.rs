@@ -22,8 +22,8 @@ use crate::rules::{MARK_MASK, PROOF_V4, PROOF_V6};
 
 /// The discard service.
 const PORT: u16 = 9;
-/// The answer comes while the SYN is being sent, unless the kernel is busy.
-const ANSWER_DEADLINE: Duration = Duration::from_millis(50);
+/// The answer comes while the SYN is being sent, unless the node is so busy that the kernel's own thread must do it.
+const ANSWER_DEADLINE: Duration = Duration::from_millis(250);
 const POLL: Duration = Duration::from_millis(1);
 
 #[derive(Debug, thiserror::Error)]

@@ -68,7 +68,9 @@ pub(super) async fn wait(client: &Client, objects: &[Object], longest: Duration)
                 break;
             }
             if started.elapsed() >= longest {
-                return Err(Error::Late(longest, format!("{}: {waits}", object.title())));
+                let mut why = vec![format!("{}: {waits}", object.title())];
+                why.extend(hindered(client, object).await);
+                return Err(Error::Late(longest, why.join("; ")));
             }
             tokio::time::sleep(LOOK).await;
         }
@@ -81,6 +83,60 @@ const STATUS: Keep = Keep::Only(&[
     ("spec", Keep::Only(&[("replicas", Keep::All)])),
     ("status", Keep::All),
 ]);
+
+/// Which pods it waits for, and why, as far as the kubelets say.
+async fn hindered(client: &Client, object: &Object) -> Vec<String> {
+    const PODS: Keep = Keep::Only(&[(
+        "items",
+        Keep::Only(&[
+            ("metadata", Keep::Only(&[("name", Keep::All)])),
+            ("spec", Keep::Only(&[("nodeName", Keep::All)])),
+            ("status", Keep::All),
+        ]),
+    )]);
+    let pods = reflector::get(client, &pods_of(object.name()), PODS, ANSWER).await.ok().flatten();
+    let pods = pods.unwrap_or_default();
+    pods["items"].as_array().into_iter().flatten().filter_map(hindrance).collect()
+}
+
+pub(super) fn pods_of(name: &str) -> String {
+    format!("/api/v1/namespaces/{SYSTEM}/pods?labelSelector=app.kubernetes.io%2Fname%3D{name}")
+}
+
+/// None where the pod is ready.
+fn hindrance(pod: &Value) -> Option<String> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let each = |key: &'static str| pod["status"][key].as_array().into_iter().flatten();
+    if each("conditions").any(|one| one["type"] == "Ready" && one["status"] == "True") {
+        return None;
+    }
+    let containers = each("initContainerStatuses").chain(each("containerStatuses"));
+    let mut why: Vec<String> = containers
+        .filter(|one| one["ready"] != true)
+        .map(|one| {
+            let ended = [&one["state"]["terminated"], &one["lastState"]["terminated"]];
+            let ended =
+                ended.into_iter().find(|ended| ended.is_object()).map(|ended| text(&ended["message"]));
+            let state = ["waiting", "terminated"].map(|key| text(&one["state"][key]["reason"])).concat();
+            let said = ended
+                .filter(|message| !message.is_empty())
+                .unwrap_or_else(|| text(&one["state"]["waiting"]["message"]));
+            [text(&one["name"]), state, said]
+                .into_iter()
+                .filter(|part| !part.is_empty())
+                .collect::<Vec<_>>()
+                .join(": ")
+        })
+        .collect();
+    // Before there are containers: it is not placed, or its image or network is not there.
+    why.extend(
+        each("conditions")
+            .filter(|one| one["type"] == "PodScheduled" && one["status"] == "False")
+            .map(|one| text(&one["message"])),
+    );
+    let node = pod["spec"]["nodeName"].as_str().unwrap_or("no node");
+    Some(format!("pod {} on {node} is not ready: {}", text(&pod["metadata"]["name"]), why.join(", ")))
+}
 
 /// What it waits for; empty when it waits for nothing.
 fn state(found: &Value) -> String {
@@ -106,6 +162,26 @@ fn state(found: &Value) -> String {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_pod_that_is_not_ready_says_why() {
+        let pod = |condition: &str, status: Value| {
+            json!({ "metadata": { "name": "one" }, "spec": { "nodeName": "node2" }, "status": {
+            "conditions": [{ "type": "Ready", "status": condition }], "initContainerStatuses": [status] } })
+        };
+        let failed = json!({ "name": "agent", "ready": false, "state": { "waiting": { "reason": "CrashLoopBackOff",
+            "message": "back-off 40s" } }, "lastState": { "terminated": { "reason": "Error", "message": "no such folder" } } });
+        assert_eq!(hindrance(&pod("True", json!({ "name": "agent", "ready": true }))), None);
+        assert_eq!(
+            hindrance(&pod("False", failed)).expect("a reason"),
+            "pod one on node2 is not ready: agent: CrashLoopBackOff: no such folder"
+        );
+        let pulled = json!({ "name": "agent", "ready": false, "state": { "waiting": { "reason": "ImagePullBackOff",
+            "message": "no such image" } } });
+        assert!(
+            hindrance(&pod("False", pulled)).expect("a reason").ends_with("ImagePullBackOff: no such image")
+        );
+    }
 
     #[test]
     fn it_is_ready_when_all_that_is_wanted_is_new_and_available() {

@@ -106,22 +106,38 @@ pub fn parts(image: &str) -> Vec<Object> {
     read(&PARTS, image)
 }
 
-/// On every node where these node pods run: the same agent takes out what it left there, after which its pod is ready.
+/// On every node where these node pods run: the same agent takes out what it left there, after which its pod is ready. Needs
+/// nothing of the network that it takes itself out of.
 pub fn cleaner(node: &Object) -> Object {
     let mut pod = node.value["spec"]["template"]["spec"].clone();
     let containers = pod["containers"].as_array_mut().map(std::mem::take).unwrap_or_default();
     let mut agent = containers.into_iter().find(|one| one["name"] == "agent").unwrap_or_default();
+    let mut rest = agent.clone();
+    if let Some(rest) = rest.as_object_mut() {
+        rest.retain(|key, _| ["image", "imagePullPolicy", "resources"].contains(&key.as_str()));
+    }
+    rest["name"] = "done".into();
+    rest["command"] = json!(["/ztunnel-redirect", "rest"]);
+    rest["securityContext"] = json!({
+        "runAsNonRoot": true,
+        "runAsUser": 1337,
+        "allowPrivilegeEscalation": false,
+        "readOnlyRootFilesystem": true,
+        "capabilities": { "drop": ["ALL"] },
+        "seccompProfile": { "type": "RuntimeDefault" },
+    });
     agent["command"] = json!(["/ztunnel-redirect", "uninstall"]);
-    let kept =
-        ["--host-netns", "--host-proc", "--netns-dir", "--socket", "--status-listen", "--cni-", "--enrolled"];
+    let kept = ["--host-netns", "--host-proc", "--netns-dir", "--socket", "--cni-", "--enrolled"];
     if let Some(arguments) = agent["args"].as_array_mut() {
         arguments.retain(|one| kept.iter().any(|kept| one.as_str().is_some_and(|one| one.starts_with(kept))));
     }
-    // It is not asked before it is done.
     if let Some(agent) = agent.as_object_mut() {
-        agent.retain(|key, _| key != "startupProbe" && key != "livenessProbe");
+        agent.retain(|key, _| key != "ports" && !key.ends_with("Probe"));
     }
-    pod["containers"] = json!([agent]);
+    agent["terminationMessagePolicy"] = "FallbackToLogsOnError".into();
+    pod["initContainers"] = json!([agent]);
+    pod["containers"] = json!([rest]);
+    pod["hostNetwork"] = true.into();
     pod["terminationGracePeriodSeconds"] = 1.into();
     if let Some(volumes) = pod["volumes"].as_array_mut() {
         volumes.retain(|volume| volume["name"] != "root" && volume["name"] != "token");
@@ -173,9 +189,15 @@ mod tests {
         let parts = parts("here/it:1");
         let node = parts.iter().find(|object| object.kind.name == "DaemonSet").expect("node pods");
         let cleaner = cleaner(node).value;
-        let containers = cleaner["spec"]["template"]["spec"]["containers"].as_array().expect("a list");
-        assert_eq!(containers.len(), 1);
-        assert_eq!(containers[0]["command"], json!(["/ztunnel-redirect", "uninstall"]));
-        assert!(containers[0]["readinessProbe"].is_object());
+        let pod = &cleaner["spec"]["template"]["spec"];
+        let only = |key: &str| match pod[key].as_array().map(Vec::as_slice) {
+            Some([one]) => one.clone(),
+            other => panic!("{key}: {other:?}"),
+        };
+        let (cleans, rests) = (only("initContainers"), only("containers"));
+        assert_eq!(cleans["command"], json!(["/ztunnel-redirect", "uninstall"]));
+        assert_eq!(rests["command"], json!(["/ztunnel-redirect", "rest"]));
+        assert_eq!(rests["image"], "here/it:1");
+        assert!(pod["hostNetwork"] == true && cleans["readinessProbe"].is_null(), "it asks nobody's network");
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use reflector::{Client, Keep, Trouble};
 use serde_json::json;
 
-use super::install::{apply, is_anothers, wait};
+use super::install::{apply, is_anothers, pods_of, wait};
 use super::manifests::{self, Object, SYSTEM};
 use super::{ANSWER, Error, LOOK, UninstallArguments, of};
 
@@ -59,10 +59,6 @@ pub(super) async fn run(client: &Client, arguments: UninstallArguments) -> Resul
         tokio::time::sleep(LOOK).await;
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn pods_of(name: &str) -> String {
-    format!("/api/v1/namespaces/{SYSTEM}/pods?labelSelector=app.kubernetes.io%2Fname%3D{name}")
 }
 
 async fn gone(client: &Client, pods: &str, longest: Duration) -> Result<(), Error> {

@@ -24,6 +24,8 @@ enum Command {
     Preflight,
     /// Install into a Kubernetes cluster, or upgrade what is installed there
     Install(cluster::InstallArguments),
+    /// Print what `install` applies, as YAML, for who applies it by other means
+    Manifests(cluster::ManifestsArguments),
     /// Remove from a Kubernetes cluster; nothing is left behind
     Uninstall(cluster::UninstallArguments),
     /// The proxies: whether they are ready, how they are fed, and what they hold
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
         Command::Lab(arguments) => lab::run(arguments).map_err(|error| error.to_string()),
         Command::Preflight => cluster::preflight().map_err(|error| error.to_string()),
         Command::Install(arguments) => cluster::install(arguments).map_err(|error| error.to_string()),
+        Command::Manifests(arguments) => cluster::manifests(&arguments).map_err(|error| error.to_string()),
         Command::Uninstall(arguments) => cluster::uninstall(arguments).map_err(|error| error.to_string()),
         Command::Status(arguments) if arguments.cluster => {
             cluster::status(arguments.mesh.output).map_err(|error| error.to_string())

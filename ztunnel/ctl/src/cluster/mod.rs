@@ -1,4 +1,4 @@
-//! `ztunnelctl preflight`, `install`, `uninstall` and `status --cluster`: a cluster that KUBECONFIG names.
+//! `ztunnelctl preflight`, `install`, `manifests`, `uninstall` and `status --cluster`: a cluster that KUBECONFIG names.
 //!
 //! What an installation consists of is in `deploy/`; nothing is changed before the cluster was looked at.
 
@@ -45,6 +45,13 @@ pub struct InstallArguments {
 }
 
 #[derive(Debug, Args)]
+pub struct ManifestsArguments {
+    /// Image of agent, proxy and controller
+    #[arg(long, value_name = "IMAGE", default_value = manifests::IMAGE)]
+    image: String,
+}
+
+#[derive(Debug, Args)]
 pub struct UninstallArguments {
     /// Image whose agent cleans the nodes up; by default the one that is installed
     #[arg(long, value_name = "IMAGE")]
@@ -77,6 +84,13 @@ pub enum Error {
 
 pub fn install(arguments: InstallArguments) -> Result<ExitCode, Error> {
     run(async |client| install::run(&client, arguments).await)
+}
+
+pub fn manifests(arguments: &ManifestsArguments) -> Result<ExitCode, serde_saphyr::ser::Error> {
+    for object in manifests::definitions().into_iter().chain(manifests::parts(&arguments.image)) {
+        println!("---\n{}", serde_saphyr::to_string(&object.value)?.trim_end());
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 pub fn uninstall(arguments: UninstallArguments) -> Result<ExitCode, Error> {

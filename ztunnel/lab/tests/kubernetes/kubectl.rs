@@ -25,7 +25,11 @@ pub fn json(arguments: &[&str]) -> Value {
 }
 
 pub fn apply(manifests: &str) {
-    let arguments = ["apply", "--filename=-"];
+    fed(&["apply", "--filename=-"], manifests);
+}
+
+/// Runs kubectl on what is fed to it.
+pub fn fed(arguments: &[&str], input: &str) -> String {
     let mut kubectl = Command::new("kubectl")
         .args(arguments)
         .stdin(Stdio::piped())
@@ -34,8 +38,8 @@ pub fn apply(manifests: &str) {
         .spawn()
         .expect("kubectl is there");
     // Dropped at the end of the statement, which is the end of its input.
-    kubectl.stdin.take().expect("invariant: piped").write_all(manifests.as_bytes()).expect("it reads");
-    answer(kubectl.wait_with_output(), &arguments).unwrap_or_else(|error| panic!("{error}"));
+    kubectl.stdin.take().expect("invariant: piped").write_all(input.as_bytes()).expect("it reads");
+    answer(kubectl.wait_with_output(), arguments).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// Runs a program in a pod.

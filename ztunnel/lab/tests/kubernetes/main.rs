@@ -7,11 +7,13 @@ mod kubectl;
 mod load;
 mod wire;
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use apps::{SHOP, ask, label, lives, proxies};
-use kubectl::{apply, attempt, eventually, exec, json, kubectl, node, require, within};
+use kubectl::{apply, attempt, eventually, exec, fed, json, kubectl, node, require, within};
 use load::{Held, Load};
+use serde_json::Value;
 
 /// Where it is installed.
 const SYSTEM: &str = "ztunnel-system";
@@ -59,13 +61,35 @@ fn main() {
 }
 
 fn manifests(_: &mut Story) {
-    // The definitions are applied by both; what is compared is everything, as kubectl renders it.
-    let rendered = kubectl(&["kustomize", concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy")]);
-    let kinds = rendered.lines().filter(|line| line.starts_with("kind: ")).count();
-    assert_eq!(kinds, 18, "what `ztunnelctl install` is made of (ctl/src/cluster/manifests.rs)");
-    for overlay in ["dev", "gke", "istiod", "k3s", "openshift"] {
-        kubectl(&["kustomize", &format!("{}/../../deploy/overlays/{overlay}", env!("CARGO_MANIFEST_DIR"))]);
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy");
+    let rendered = as_the_server_takes_it(&kubectl(&["kustomize", folder]));
+    let printed =
+        as_the_server_takes_it(&ztunnelctl(&["manifests"]).unwrap_or_else(|error| panic!("{error}")));
+    let titles = |objects: &BTreeMap<String, Value>| objects.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(titles(&rendered), titles(&printed));
+    for (title, object) in &rendered {
+        assert_eq!(object, &printed[title], "{title}");
     }
+    for overlay in ["dev", "gke", "istiod", "k3s", "openshift"] {
+        let rendered = kubectl(&["kustomize", &format!("{folder}/overlays/{overlay}")]);
+        assert!(!as_the_server_takes_it(&rendered).is_empty(), "{overlay}");
+    }
+}
+
+/// Applied on the server's side, without effect; by kind and name, without what differs each time.
+fn as_the_server_takes_it(manifests: &str) -> BTreeMap<String, Value> {
+    let arguments =
+        ["apply", "--server-side", "--force-conflicts", "--dry-run=server", "--filename=-", "--output=json"];
+    let list: Value = serde_json::from_str(&fed(&arguments, manifests)).expect("a list of objects");
+    let objects = list["items"].as_array().expect("more than one object").iter().cloned();
+    let named = objects.map(|mut object| {
+        object["metadata"].as_object_mut().expect("metadata").retain(|key, _| {
+            !["managedFields", "resourceVersion", "uid", "creationTimestamp", "generation"]
+                .contains(&key.as_str())
+        });
+        (format!("{} {}", object["kind"], object["metadata"]["name"]), object)
+    });
+    named.collect()
 }
 
 fn rolled_out(what: &str, namespace: &str, workload: &str) {
@@ -364,12 +388,13 @@ fn traces() -> Vec<String> {
     nodes.iter().map(|name| node("node", name, &["sh", "-c", look])).collect()
 }
 
-fn ztunnelctl(arguments: &[&str]) -> Result<(), String> {
+fn ztunnelctl(arguments: &[&str]) -> Result<String, String> {
     let programs = ztunnel_lab::binaries::find().map_err(|error| error.to_string())?;
     let mut command = std::process::Command::new(programs.proxy.with_file_name("ztunnelctl"));
     let output = command.args(arguments).output().map_err(|error| error.to_string())?;
-    let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
-    require(output.status.success(), format!("{arguments:?}: {}", said.concat()))
+    let [out, err] = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    require(output.status.success(), format!("{arguments:?}: {out}{err}"))?;
+    Ok(out)
 }
 
 fn uninstalled(_: &mut Story) {

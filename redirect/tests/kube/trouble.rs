@@ -6,7 +6,7 @@ use reflector::Timing;
 use reflector::scripted::{Server, list};
 use serde_json::{Value, json};
 
-use crate::bed::{Following, HASTY, Node, namespace, pod, uid};
+use crate::bed::{Following, HASTY, Node, answered, namespace, pod, sandbox, uid};
 
 async fn node_of(names: &[(&str, &str)]) -> Node {
     let mut node = Node::new();
@@ -72,6 +72,30 @@ async fn nothing_changes_while_the_server_is_away() {
     following.pods.watch("1").await.answer(410, &expired()).await;
     following.pods.list().await.answer(200, &list("5", "", vec![b])).await;
     following.until(&["b"]).await;
+}
+
+/// With the pauses of a node, but for the longest, which is longer than a test waits.
+#[tokio::test]
+async fn a_minute_without_the_server_loses_nothing_and_starts_no_pod_in_plaintext() {
+    let mut node = node_of(&[("a", "10.0.0.1"), ("b", "10.0.0.2")]).await;
+    let netns = node.namespace("c", &["10.0.0.3"]).await;
+    node.process(102, &uid("c"), &netns);
+    let timing = Timing { longest_pause: Duration::from_secs(5), ..Timing::default() };
+    let mut following = Following::with(&node, Server::start().await, timing, Duration::from_secs(8));
+    let (a, b) = (pod("a", &["10.0.0.1"]), pod("b", &["10.0.0.2"]));
+    let watches = following.listed(vec![namespace(Some("ambient"))], vec![a.clone(), b]).await;
+    following.until(&["a", "b"]).await;
+    following.server.go_away().await;
+    drop(watches);
+    following.stays(&["a", "b"], Duration::from_secs(30)).await;
+    let asked = following.add(sandbox("c", &netns, "10.0.0.3")).await;
+    following.stays(&["a", "b"], Duration::from_secs(30)).await;
+    let refused = answered(asked).await.expect_err("nobody knows whether it is to be captured");
+    assert!(refused.contains("shop/c"), "{refused}");
+    following.server.come_back().await;
+    following.pods.watch("1").await.answer(410, &expired()).await;
+    following.pods.list().await.answer(200, &list("5", "", vec![a, pod("c", &["10.0.0.3"])])).await;
+    following.until(&["a", "c"]).await;
 }
 
 #[tokio::test]

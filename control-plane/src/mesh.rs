@@ -13,7 +13,7 @@ use ztunnel_model::Identity;
 use crate::ca::authenticate;
 use crate::ca::revocation::Crl;
 use crate::index::{Config, Enforcement, Index, PolicyStatus, Residents};
-use crate::object::{Change, Key, Kind};
+use crate::object::{Change, Key, Kind, Name};
 use crate::resource::{self, Changes, Resource};
 use crate::source::file::Mistake;
 use crate::source::kube::{Cluster, Enforced, Verdict};
@@ -137,7 +137,7 @@ impl View {
         statuses
     }
 
-    /// What is to be told of each policy, with the mistakes for which a change of it was not taken in.
+    /// What is to be told of each policy, and of namespaces with a label that cannot be read, with the mistakes for which a change of it was not taken in.
     pub fn verdicts(&self) -> BTreeMap<Key, Verdict> {
         let mut verdicts = BTreeMap::new();
         for status in self.policies() {
@@ -161,6 +161,10 @@ impl View {
             if verdict.enforced == Enforced::Fully {
                 verdict.enforced = Enforced::Partly;
             }
+        }
+        for (name, reason) in self.index().misread_namespaces() {
+            let key = Key::new(Kind::Namespace, &Name::new("", name.clone()));
+            verdicts.insert(key, Verdict { enforced: Enforced::Not, reasons: vec![reason] });
         }
         verdicts
     }

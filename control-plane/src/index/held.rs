@@ -1,7 +1,7 @@
 //! The objects as they are now, and who concerns whom: maps from each object to those whose resources it shapes, so that
 //! a change is followed to them and to nobody else.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
 use std::sync::Arc;
 
@@ -43,6 +43,8 @@ pub(super) struct Held {
     root_namespace: Arc<str>,
     /// Those that there are; a room is there also for what was heard of before its namespace.
     pub namespaces: BTreeSet<Arc<str>>,
+    /// Namespaces whose label asks for something that there is not.
+    pub unknown_modes: BTreeMap<Arc<str>, String>,
     rooms: HashMap<Arc<str>, Room>,
     nodes: HashMap<Arc<str>, Locality>,
     pods_on: HashMap<Arc<str>, BTreeSet<Name>>,
@@ -65,6 +67,10 @@ impl Held {
             Object::Namespace(one) => {
                 let asks = workload::asks_for_mesh(&one.labels);
                 self.namespaces.insert(one.name.clone());
+                match workload::unknown_mode(&one.labels) {
+                    Some(mode) => drop(self.unknown_modes.insert(one.name.clone(), mode.to_owned())),
+                    None => drop(self.unknown_modes.remove(&one.name)),
+                }
                 self.replace_namespace(&one.name, asks, touched);
             }
             Object::Node(one) => self.replace_node(&one.name, Some(one.locality), touched),
@@ -85,6 +91,7 @@ impl Held {
         match key.kind {
             Kind::Namespace => {
                 self.namespaces.remove(&name.name);
+                self.unknown_modes.remove(&name.name);
                 self.replace_namespace(&name.name, false, touched);
             }
             Kind::Node => self.replace_node(&name.name, None, touched),

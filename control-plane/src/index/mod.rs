@@ -118,6 +118,11 @@ impl Index {
         self.held.namespaces.iter()
     }
 
+    /// What is to be said of namespaces whose label asks for something that there is not.
+    pub fn misread_namespaces(&self) -> impl Iterator<Item = (&Arc<str>, String)> {
+        self.held.unknown_modes.iter().map(|(name, mode)| (name, workload::misread(mode)))
+    }
+
     fn rebuild(&mut self, touched: Touched) -> Changes {
         let mut changes = Changes::default();
         for name in &touched.authorizations {

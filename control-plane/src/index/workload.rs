@@ -34,6 +34,18 @@ pub(super) fn asks_for_mesh(labels: &Labels) -> bool {
     labels.get(DATAPLANE_MODE).is_some_and(|mode| mode == "ambient")
 }
 
+/// A label that says neither yes nor no.
+pub(super) fn unknown_mode(labels: &Labels) -> Option<&str> {
+    let mode = labels.get(DATAPLANE_MODE).map(String::as_str);
+    mode.filter(|mode| !["ambient", "none"].contains(mode))
+}
+
+pub(super) fn misread(mode: &str) -> String {
+    format!(
+        "metadata.labels[{DATAPLANE_MODE}]: {mode:?} is unknown, and the namespace is not in the mesh; write ambient or none"
+    )
+}
+
 /// Whether a pod is meshed: its own label decides where it says `ambient` or `none`, or else its namespace's. A pod in
 /// its node's network, or one with a sidecar, never is.
 pub(super) fn is_meshed(pod: &Pod, namespace_asks: bool) -> bool {

@@ -7,6 +7,9 @@
 //! | in part | True | `UnsupportedValue` | `PolicyPartlyEnforced` |
 //! | not at all | False | `UnsupportedValue` | `PolicyRefused` |
 //!
+//! A namespace whose label istio.io/dataplane-mode cannot be read gets an event `UnknownLabel`, in the namespace `default` as
+//! those of all that is in none.
+//!
 //! A status whose conditions are another manager's is left alone. Events have names made of what they say, so the next
 //! leader does not repeat them.
 
@@ -25,6 +28,8 @@ use crate::object::{Key, Kind, Name};
 
 const GROUP: &str = "security.istio.io";
 const EVENTS: Resource = Resource::new("events.k8s.io", "events");
+/// Of what is in no namespace.
+const EVENTS_OF_NONE: &str = "default";
 const CONDITION: &str = "ZtunnelAccepted";
 
 /// Changes that come close together are reported once.
@@ -125,11 +130,13 @@ impl Reporter {
             Err(Trouble::Absent(_)) => return Ok(()),
             policy => policy?,
         };
-        self.write_status(key, &at, &policy, verdict).await?;
+        if key.kind != Kind::Namespace {
+            self.write_status(key, &at, &policy, verdict).await?;
+        }
         if verdict.enforced == Enforced::Fully {
             return Ok(());
         }
-        match self.api.create(EVENTS, &key.namespace, &event(&self.me, key, &policy, verdict)).await {
+        match self.api.create(EVENTS, place(key), &event(&self.me, key, &policy, verdict)).await {
             // It is there already, or the namespace has gone.
             Ok(_) | Err(Trouble::Conflict(_) | Trouble::Absent(_)) => Ok(()),
             Err(Trouble::Denied(denied)) if denied.is_of_ending_namespace() => Ok(()),
@@ -185,8 +192,14 @@ fn resource(kind: Kind) -> Option<Resource> {
     match kind {
         Kind::AuthorizationPolicy => Some(Resource::new(GROUP, "authorizationpolicies")),
         Kind::PeerAuthentication => Some(Resource::new(GROUP, "peerauthentications")),
+        Kind::Namespace => Some(Resource::new("", "namespaces")),
         _ => None,
     }
+}
+
+/// Where its events are.
+fn place(key: &Key) -> &str {
+    if key.namespace.is_empty() { EVENTS_OF_NONE } else { &key.namespace }
 }
 
 /// The condition, if the policy does not have it.
@@ -219,6 +232,7 @@ fn condition(policy: &Value, verdict: &Verdict) -> Option<Value> {
 
 fn event(me: &str, key: &Key, policy: &Value, verdict: &Verdict) -> Value {
     let reason = match verdict.enforced {
+        _ if key.kind == Kind::Namespace => "UnknownLabel",
         Enforced::Not => "PolicyRefused",
         Enforced::Fully | Enforced::Partly => "PolicyPartlyEnforced",
     };
@@ -230,12 +244,12 @@ fn event(me: &str, key: &Key, policy: &Value, verdict: &Verdict) -> Value {
     json!({
         "apiVersion": "events.k8s.io/v1", "kind": "Event",
         "metadata": {
-            "name": format!("{name}.{hash}"), "namespace": &*key.namespace, "labels": {MANAGED_BY: MANAGER},
+            "name": format!("{name}.{hash}"), "namespace": place(key), "labels": {MANAGED_BY: MANAGER},
         },
         "type": "Warning", "reason": reason, "action": "Enforce", "note": note, "eventTime": now(),
         "reportingController": format!("ztunnel.io/{MANAGER}"), "reportingInstance": me,
         "regarding": {
-            "apiVersion": format!("{GROUP}/v1"), "kind": key.kind.as_str(),
+            "apiVersion": if key.kind == Kind::Namespace { "v1".to_owned() } else { format!("{GROUP}/v1") }, "kind": key.kind.as_str(),
             "name": &*key.name, "namespace": &*key.namespace, "uid": uid,
         },
     })

@@ -75,6 +75,24 @@ async fn a_policy_gets_its_condition_once_and_another_when_it_differs() {
 }
 
 #[tokio::test]
+async fn a_namespace_whose_label_cannot_be_read_gets_an_event_and_no_status() {
+    let store = Store::start().await;
+    let mesh = Mesh::new();
+    store.put("/api/v1/namespaces/shop", json!({"metadata": {"name": "shop", "uid": "u2"}}));
+    let key = Key::new(Kind::Namespace, &Name::new("", "shop"));
+    let verdict = Verdict { enforced: Enforced::Not, reasons: vec!["write ambient or none".to_owned()] };
+    mesh.all.lock().expect("no panic").insert(key, verdict);
+    mesh.reporter(&store).all().await.expect("it is well");
+    assert!(store.asked("PATCH", "").is_empty());
+    let event = store.asked("POST", "/apis/events.k8s.io/v1/namespaces/default/events").remove(0).body;
+    assert_eq!((&event["reason"], &event["note"]), (&json!("UnknownLabel"), &json!("write ambient or none")));
+    assert_eq!(
+        event["regarding"],
+        json!({"apiVersion": "v1", "kind": "Namespace", "name": "shop", "namespace": "", "uid": "u2"})
+    );
+}
+
+#[tokio::test]
 async fn the_next_leader_repeats_nothing() {
     let store = Store::start().await;
     let mesh = Mesh::new();

@@ -77,6 +77,9 @@ enum Task {
         node: Node,
         #[command(flatten)]
         cni: Box<Cni>,
+        /// A folder to remove in the end, if nothing else is in it; more than once for more.
+        #[arg(long, value_name = "DIR")]
+        remove_dir: Vec<PathBuf>,
     },
     /// Does nothing until it is told to end: what a pod runs whose work an init container has done.
     Rest,
@@ -252,7 +255,7 @@ fn main() -> ExitCode {
     let filter = EnvFilter::new(format!("kube_client=off,{}", args.log));
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).init();
     let done = match args.command {
-        Some(Task::Uninstall { node, cni }) => clean_up(node, *cni),
+        Some(Task::Uninstall { node, cni, remove_dir }) => clean_up(node, *cni, remove_dir),
         Some(Task::Rest) => rest(),
         None => run(args),
     };
@@ -318,10 +321,11 @@ async fn until_told<T>(
     }
 }
 
-fn clean_up(node: Node, cni: Cni) -> Result<(), Box<dyn std::error::Error>> {
+fn clean_up(node: Node, cni: Cni, folders: Vec<PathBuf>) -> Result<(), Box<dyn std::error::Error>> {
     node.enter()?;
     let Node { socket, host_proc, netns_dir, .. } = node;
-    let config = uninstall::Config { socket, proc: host_proc, netns: netns_dir, cni: cni.install()? };
+    let config =
+        uninstall::Config { socket, proc: host_proc, netns: netns_dir, cni: cni.install()?, folders };
     for done in uninstall::uninstall(&config)? {
         println!("{done}");
     }

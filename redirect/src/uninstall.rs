@@ -19,6 +19,8 @@ pub struct Config {
     pub proc: PathBuf,
     pub netns: PathBuf,
     pub cni: Option<install::Config>,
+    /// Removed in the end, if nothing is in them.
+    pub folders: Vec<PathBuf>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +59,16 @@ pub fn uninstall(config: &Config) -> Result<Vec<String>, Error> {
             Ok(()) => removed.push(format!("removed {}", path.display())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => left.push(format!("{}: {error}", path.display())),
+        }
+    }
+    for folder in &config.folders {
+        match std::fs::remove_dir(folder) {
+            Ok(()) => removed.push(format!("removed {}", folder.display())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
+                removed.push(format!("{} stays: there are files of others in it", folder.display()));
+            }
+            Err(error) => left.push(format!("{}: {error}", folder.display())),
         }
     }
     if left.is_empty() { Ok(removed) } else { Err(Error::Left(left)) }
@@ -147,11 +159,16 @@ mod tests {
             proc: folder.join("proc"),
             netns: folder.join("netns"),
             cni: None,
+            folders: vec![folder.join("empty"), folder.join("proc"), folder.join("netns")],
         };
+        std::fs::create_dir(folder.join("empty")).expect("a folder");
+        std::fs::write(folder.join("proc/another's"), "").expect("written");
         let removed = uninstall(&config).expect("it is all removed");
-        assert_eq!(removed.len(), 2, "{removed:?}");
+        assert_eq!(removed.len(), 5, "{removed:?}");
+        assert!(!folder.join("empty").exists() && folder.join("proc/another's").exists());
         assert_eq!(dump(), before);
-        assert_eq!(uninstall(&config).expect("again"), Vec::<String>::new());
+        let stays = uninstall(&config).expect("again");
+        assert!(stays.iter().all(|one| one.contains("stays")), "{stays:?}");
         namespace.remove().expect("unmounted");
         std::fs::remove_dir_all(folder).expect("removed");
     }

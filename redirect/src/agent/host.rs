@@ -17,7 +17,8 @@ use crate::rules::host::{self, Members};
 pub(super) struct Host {
     probe_uid: u32,
     period: Duration,
-    form: Form,
+    /// Nothing before it could be had.
+    form: Option<Form>,
     /// What is in the table; `None` before it was installed.
     members: Option<Members>,
     /// What was asked for, from which the node's own addresses are left out.
@@ -30,18 +31,18 @@ pub(super) struct Host {
 
 impl Host {
     /// For the namespace of the calling thread.
-    pub(super) fn new(probe_uid: u32, period: Duration) -> Result<Self, Error> {
-        Ok(Self {
+    pub(super) fn new(probe_uid: u32, period: Duration) -> Self {
+        Self {
             probe_uid,
             period,
-            form: host::form(probe_uid)?,
+            form: None,
             members: None,
             asked: Members::default(),
             generation: 0,
             audited: Instant::now(),
             failed: None,
             repairs: 0,
-        })
+        }
     }
 
     /// Makes these the members. Until all pods are `known`, those that are there already stay.
@@ -66,6 +67,9 @@ impl Host {
     }
 
     fn try_keep(&mut self, mut wanted: Members, known: bool) -> Result<(), Error> {
+        if self.form.is_none() {
+            self.form = Some(host::form(self.probe_uid)?);
+        }
         let there = match &self.members {
             Some(members) => members.clone(),
             None => host::members()?,
@@ -103,6 +107,7 @@ impl Host {
 
     /// Whether somebody changed it, looked at once in a period.
     fn is_damaged(&mut self) -> Result<bool, Error> {
+        let Some(form) = &self.form else { return Ok(true) };
         if self.audited.elapsed() < self.period {
             return Ok(false);
         }
@@ -112,7 +117,7 @@ impl Host {
         if generation == self.generation {
             return Ok(false);
         }
-        let difference = self.form.difference(&Form::read(&mut exchange, host::TABLE)?);
+        let difference = form.difference(&Form::read(&mut exchange, host::TABLE)?);
         let others = Some(host::members()?) != self.members;
         if difference.is_none() && !others {
             self.generation = generation;
@@ -148,7 +153,7 @@ mod tests {
     }
 
     fn made() -> Host {
-        Host::new(0, Duration::ZERO).expect("a form")
+        Host::new(0, Duration::ZERO)
     }
 
     #[test]

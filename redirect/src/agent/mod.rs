@@ -159,7 +159,7 @@ pub async fn run(config: Config) -> Result<Succeeded, Error> {
         proxies: Proxies::new(),
         serving: Serving::default(),
         rate: Rate::default(),
-        host: (part != Part::Sockets).then(|| host(probe_uid, audit_period)).flatten(),
+        host: (part != Part::Sockets).then(|| Host::new(probe_uid, audit_period)),
         handed_out: Arc::default(),
         known: false,
         rosters,
@@ -265,7 +265,9 @@ impl Agent {
     async fn told(&mut self, update: Update) {
         let Update { pods, unlocated, complete, ask } = update;
         let wanted = ask.as_ref().is_some_and(|ask| pods.iter().any(|pod| pod.uid == ask.uid));
-        let changes = self.pods.listed(pods, &unlocated, complete).await;
+        let uids = unlocated.iter().map(|pod| pod.uid.clone()).collect();
+        let changes = self.pods.listed(pods, &uids, complete).await;
+        self.pods.unlocated(unlocated).await;
         self.announce(changes);
         if complete && !self.known {
             self.known = true;
@@ -407,13 +409,6 @@ impl Agent {
             news
         });
     }
-}
-
-/// Without it pods are captured all the same, but the kubelet's probes are captured too.
-fn host(probe_uid: u32, audit_period: Duration) -> Option<Host> {
-    let host = Host::new(probe_uid, audit_period);
-    host.inspect_err(|error| tracing::error!(%error, "the node's own rules cannot be made: probes are captured, nobody is quarantined"))
-        .ok()
 }
 
 fn snapshot_sent() -> Outgoing {

@@ -4,6 +4,7 @@ mod counts;
 mod guard;
 mod hold;
 mod leave;
+mod lost;
 mod on_demand;
 mod statuses;
 mod told;
@@ -53,6 +54,7 @@ enum Error {
 pub(super) struct Pods {
     captured: BTreeMap<String, Captured>,
     pending: HashMap<String, Pending>,
+    lost: lost::All,
     /// No longer wanted, and their rules could not be removed yet.
     leaving: Vec<Leaving>,
     record: Record,
@@ -126,6 +128,7 @@ impl Pods {
         Self {
             captured: BTreeMap::new(),
             pending: HashMap::new(),
+            lost: lost::All::new(),
             leaving: Vec::new(),
             record,
             part,

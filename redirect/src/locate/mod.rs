@@ -63,6 +63,8 @@ impl Located {
 #[derive(Debug, Clone)]
 pub struct Wanted {
     pub uid: String,
+    /// What its cgroups are named by.
+    pub known_as: String,
     pub addresses: Vec<IpAddr>,
 }
 
@@ -78,13 +80,13 @@ pub struct Locator {
 impl Locator {
     /// Looks through the processes once for all of them.
     pub async fn find(&self, wanted: Vec<Wanted>) -> Vec<(String, Result<Located, Error>)> {
-        let uids: HashSet<String> = wanted.iter().map(|one| one.uid.clone()).collect();
+        let uids: HashSet<String> = wanted.iter().map(|one| one.known_as.clone()).collect();
         let (proc, netns) = (self.proc.clone(), self.netns.clone());
         let scan = tokio::task::spawn_blocking(move || Scan::of(&proc, &netns, &uids)).await;
         let mut found = Vec::with_capacity(wanted.len());
-        for Wanted { uid, addresses } in wanted {
+        for Wanted { uid, known_as, addresses } in wanted {
             let outcome = match &scan {
-                Ok(Ok(scan)) => self.choose(scan, scan.candidates(&uid), &addresses).await,
+                Ok(Ok(scan)) => self.choose(scan, scan.candidates(&known_as), &addresses).await,
                 Ok(Err(error)) => Err(Error::Processes {
                     proc: self.proc.clone(),
                     source: io::Error::new(error.kind(), error.to_string()),

@@ -6,7 +6,7 @@ pub mod file;
 pub mod kube;
 pub mod zds;
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use serde::Deserialize;
@@ -34,13 +34,25 @@ fn strict() -> bool {
     true
 }
 
+/// A pod that must be captured, and whose network namespace is not known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unlocated {
+    pub uid: String,
+    pub name: String,
+    pub namespace: String,
+    pub addresses: Vec<IpAddr>,
+    pub strict: bool,
+    /// Why it is not found; nothing for one that is only being looked for, that starts, or that ends.
+    pub reason: Option<String>,
+}
+
 /// What a source tells.
 #[derive(Default)]
 pub struct Update {
     /// All that it knows.
     pub pods: Vec<Pod>,
     /// Pods that must be captured too, and whose namespace is not known: rules that are there already stay.
-    pub unlocated: HashSet<String>,
+    pub unlocated: Vec<Unlocated>,
     /// Whether there are no others; a source that is still being told its pods cannot say, and nothing of what an earlier
     /// agent captured is let go.
     pub complete: bool,

@@ -189,7 +189,7 @@ impl Following {
     pub async fn until_unlocated(&mut self, expected: &[&str]) {
         while !self.last.complete || {
             let unlocated: BTreeMap<&str, ()> =
-                self.last.unlocated.iter().map(|uid| (uid.as_str(), ())).collect();
+                self.last.unlocated.iter().map(|pod| (pod.uid.as_str(), ())).collect();
             !unlocated.keys().eq(expected.iter())
         } {
             self.next().await;

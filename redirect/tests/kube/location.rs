@@ -9,7 +9,7 @@ use crate::bed::{Following, Node, namespace, pod, uid};
 
 fn wanted(name: &str, addresses: &[&str]) -> Wanted {
     let addresses = addresses.iter().map(|ip| ip.parse().expect("an address")).collect();
-    Wanted { uid: uid(name), addresses }
+    Wanted { uid: uid(name), known_as: uid(name), addresses }
 }
 
 #[tokio::test]
@@ -100,6 +100,10 @@ async fn one_bad_pod_keeps_no_other_waiting_and_is_named() {
     }
     named.sort();
     assert_eq!(named, ["host", "lost", "wrong"]);
+    while following.last.unlocated.iter().any(|pod| pod.reason.is_none()) {
+        following.next().await;
+    }
+    assert!(following.last.unlocated.iter().all(|pod| pod.strict && pod.addresses.len() == 1));
 }
 
 /// Not one list for each pod, nor one look.

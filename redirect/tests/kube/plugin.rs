@@ -97,7 +97,7 @@ async fn an_older_pod_of_the_same_name_is_not_taken_for_the_new_one() {
     // The watch is behind: what it tells of the older one is not about the newer one.
     pods.event("MODIFIED", pod("a", &["10.0.0.7"])).await;
     pods.event("DELETED", pod("a", &["10.0.0.7"])).await;
-    while following.last.unlocated.contains(&uid("a")) {
+    while following.last.unlocated.iter().any(|pod| pod.uid == uid("a")) {
         following.next().await;
     }
     assert_eq!(following.pod("a").uid, "newer");

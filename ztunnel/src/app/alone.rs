@@ -68,10 +68,22 @@ async fn attend(own: &Path, program: &Path, socket: &Path, zds: &Path) -> Result
     let mut agent = Some(start_agent(program, socket, zds)?);
     let mut proxy = start(own, |command| command.arg("proxy").env("REDIRECT_SOCKET", socket))?;
     let (mut pause, mut again) = (FIRST_PAUSE, Instant::now());
+    let mut later = move || {
+        let wait = pause;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+        (wait, Instant::now() + wait.mul_f64(rand::random_range(0.5..=1.0)))
+    };
     let ended = loop {
         tokio::select! {
             _ = child_ended.recv() => {}
-            () = sleep_until(again), if agent.is_none() => agent = Some(start_agent(program, socket, zds)?),
+            () = sleep_until(again), if agent.is_none() => match start_agent(program, socket, zds) {
+                Ok(started) => agent = Some(started),
+                Err(error) => {
+                    let (pause, next) = later();
+                    tracing::error!(%error, ?pause, "pods are served as they are, and the agent is started again");
+                    again = next;
+                }
+            },
             _ = terminate.recv() => pass(&proxy, Signal::SIGTERM),
             _ = interrupt.recv() => pass(&proxy, Signal::SIGINT),
         }
@@ -80,10 +92,9 @@ async fn attend(own: &Path, program: &Path, socket: &Path, zds: &Path) -> Result
         }
         let Some(child) = &mut agent else { continue };
         if let Some(ended) = child.0.try_wait().map_err(Error::Wait)? {
+            let (pause, next) = later();
             tracing::error!(%ended, ?pause, "the agent has ended; pods are served as they are, and it is started again");
-            agent = None;
-            again = Instant::now() + pause.mul_f64(rand::random_range(0.5..=1.0));
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            (agent, again) = (None, next);
         }
     };
     let Some(mut agent) = agent else { return Ok(ended) };

@@ -91,6 +91,18 @@ impl Resource {
     }
 }
 
+impl Trouble {
+    /// Another object may fare better.
+    pub(super) fn is_of_one_object(&self) -> bool {
+        match self {
+            Self::Denied(_) | Self::Conflict(_) | Self::Absent(_) | Self::Unreadable(_) => true,
+            // 429 and what the server does not come to are not about the object.
+            Self::Refused { code, .. } => (400..500).contains(code) && *code != 429,
+            Self::Unreachable(_) | Self::Late(_) => false,
+        }
+    }
+}
+
 impl Denied {
     /// No rule helps: nothing may be created there any more.
     pub(super) fn is_of_ending_namespace(&self) -> bool {

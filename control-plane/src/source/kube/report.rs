@@ -111,15 +111,20 @@ impl Reporter {
         let all = (self.verdicts.all)();
         self.reported.retain(|key, _| all.contains_key(key));
         self.told.retain(|key| all.contains_key(key));
+        let mut first = Ok(());
         for (key, verdict) in all {
             if self.reported.get(&key) == Some(&verdict) {
                 continue;
             }
-            self.one(&key, &verdict).await?;
-            self.reported.insert(key, verdict);
+            match self.one(&key, &verdict).await {
+                Ok(()) => drop(self.reported.insert(key, verdict)),
+                // What is wrong with one keeps no other from being told; an API server that is away is asked no further.
+                Err(trouble) if trouble.is_of_one_object() => first = first.and(Err(trouble)),
+                Err(trouble) => return Err(trouble),
+            }
             sleep(PACE).await;
         }
-        Ok(())
+        first
     }
 
     async fn one(&mut self, key: &Key, verdict: &Verdict) -> Result<(), Trouble> {
@@ -241,6 +246,7 @@ fn event(me: &str, key: &Key, policy: &Value, verdict: &Verdict) -> Value {
     let hash = digest::digest(&digest::SHA256, format!("{uid} {reason} {note}").as_bytes());
     let hash: String = hash.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
     let name: String = key.name.chars().take(200).collect();
+    let name = name.trim_end_matches(['-', '.']);
     json!({
         "apiVersion": "events.k8s.io/v1", "kind": "Event",
         "metadata": {

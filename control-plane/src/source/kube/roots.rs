@@ -110,8 +110,10 @@ impl RootPublisher {
                     Err(Trouble::Absent(_)) => None,
                     Err(trouble) => return self.complain(&trouble),
                 };
-                if let Err(trouble) = self.one(&namespace, held.as_ref(), &roots).await {
-                    return self.complain(&trouble);
+                match self.one(&namespace, held.as_ref(), &roots).await {
+                    Err(trouble) if trouble.is_of_one_object() => self.complain(&trouble),
+                    Err(trouble) => return self.complain(&trouble),
+                    Ok(()) => {}
                 }
             }
         }
@@ -136,16 +138,21 @@ impl RootPublisher {
             }
         }
         self.known.clear();
+        let mut first = Ok(());
         for namespace in self.namespaces() {
-            self.one(&namespace, held.get(&*namespace), &roots).await?;
+            match self.one(&namespace, held.get(&*namespace), &roots).await {
+                // What is wrong in one namespace keeps no other from its own; an API server that is away is asked no further.
+                Err(trouble) if trouble.is_of_one_object() => first = first.and(Err(trouble)),
+                done => done?,
+            }
         }
+        first?;
         self.published = roots;
         let known = &self.known;
         self.told.retain(|namespace| known.contains(namespace));
         Ok(())
     }
 
-    /// What is wrong in one namespace keeps no other from its own.
     async fn one(&mut self, namespace: &Arc<str>, held: Option<&Value>, roots: &str) -> Result<(), Trouble> {
         let is_right = held.is_some_and(|held| held["data"][KEY] == *roots);
         match held {

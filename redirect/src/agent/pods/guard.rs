@@ -8,7 +8,7 @@ use std::time::Duration;
 use rand::RngExt;
 use tokio::time::Instant;
 
-use super::{Captured, Hold, Pods};
+use super::{Captured, Hold, Part, Pods};
 use crate::audit::{Contest, Damage, Pace, Wake, Watch, proof};
 use crate::retry::Retry;
 use crate::rules::form::{Foreign, Form};
@@ -202,7 +202,8 @@ impl Pods {
         let start = Instant::now();
         guard.last = start;
         guard.due = self.guarding.next();
-        let Some(form) = self.guarding.form() else { return };
+        // Where it is not known what they must be, it can be proven all the same that they work.
+        let Some(form) = self.guarding.form() else { return self.prove(held, guard).await };
         let unseen = || Damage::Unseen("no socket in its namespace".to_owned());
         let (damage, foreign) = match &mut guard.watch {
             Some(watch) => {
@@ -274,6 +275,10 @@ impl Pods {
             guard.due = guard.due.min(Instant::now() + trouble.retry.wait());
             return;
         }
+        self.prove(held, guard).await;
+    }
+
+    async fn prove(&mut self, held: &Captured, guard: &mut Guard) {
         let answer = answer(&held.hold);
         let Ok(netns) = held.pod.netns.reopen(held.ident) else { return };
         if let Ok(proof) = netns.run(move || proof::prove(answer)).await {
@@ -331,6 +336,9 @@ impl Pods {
     /// Who is probed and who is quarantined; nobody where the rules are another's.
     pub(in crate::agent) fn members(&self) -> Members {
         let mut members = Members::default();
+        if self.part == Part::Sockets {
+            return members;
+        }
         let mut healthy = Vec::new();
         for Captured { pod, guard, .. } in self.captured.values() {
             let Some(guard) = guard else { continue };
@@ -342,10 +350,13 @@ impl Pods {
             }
         }
         for pending in self.pending.values() {
+            // Its rules may be those of an earlier agent, which let no other probe in.
+            members.pods.extend(&pending.pod.addresses);
             if pending.open && pending.pod.strict && pending.failed.since.elapsed() >= BOUND {
                 members.quarantined.extend(&pending.pod.addresses);
             }
         }
+        self.lost.values().for_each(|lost| lost.join(&mut members));
         members.quarantined.retain(|ip| !healthy.contains(ip));
         members
     }

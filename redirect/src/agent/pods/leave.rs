@@ -61,6 +61,7 @@ impl Pods {
                 return Err(held);
             }
         };
+        self.unguard(held.guard.as_ref());
         let Captured { pod, ident, hold: Hold::Both(installed), opening, .. } = held else {
             return Err(held);
         };
@@ -90,9 +91,11 @@ impl Pods {
                 let guard = self.guard(&pod, inside);
                 self.keep(pod, ident, hold, Some(guard))
             }
+            // The listeners went with the attempt; the proxies must let go of theirs, or no other could be opened.
             Err(error) => {
+                let uid = pod.uid.clone();
                 self.wait(pod, &error, true, None);
-                None
+                Some(removed(uid))
             }
         }
     }

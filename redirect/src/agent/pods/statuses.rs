@@ -15,14 +15,15 @@ impl Pods {
         quarantined: Option<&BTreeSet<IpAddr>>,
         proxies: impl Fn(&str) -> Vec<ProxyId>,
     ) -> Vec<PodStatus> {
-        let shut = |pod: &Pod| quarantined.is_some_and(|all| pod.addresses.iter().any(|ip| all.contains(ip)));
+        let shut =
+            |addresses: &[IpAddr]| quarantined.is_some_and(|all| addresses.iter().any(|ip| all.contains(ip)));
         let of = |pod: &Pod, state, reason, repairs| PodStatus {
             uid: pod.uid.clone(),
             namespace: pod.namespace.clone(),
             name: pod.name.clone(),
             addresses: pod.addresses.clone(),
             strict: pod.strict,
-            state: if pod.strict && state != State::Captured && shut(pod) {
+            state: if pod.strict && state != State::Captured && shut(&pod.addresses) {
                 State::Quarantined
             } else {
                 state
@@ -43,13 +44,26 @@ impl Pods {
         });
         let pending =
             self.pending.values().map(|one| of(&one.pod, State::Pending, Some(one.reason.clone()), 0));
+        let lost = self.lost.values().map(|lost| {
+            let pod = &lost.pod;
+            PodStatus {
+                uid: pod.uid.clone(),
+                namespace: pod.namespace.clone(),
+                name: pod.name.clone(),
+                addresses: pod.addresses.clone(),
+                strict: pod.strict,
+                state: if pod.strict && shut(&pod.addresses) { State::Quarantined } else { State::Pending },
+                reason: pod.reason.clone(),
+                ..PodStatus::default()
+            }
+        });
         let leaving = self.leaving.iter().map(|leaving| PodStatus {
             uid: leaving.entry.uid.clone(),
             state: State::Leaving,
             reason: Some("its rules are not removed yet".to_owned()),
             ..PodStatus::default()
         });
-        captured.chain(pending).chain(leaving).collect()
+        captured.chain(pending).chain(lost).chain(leaving).collect()
     }
 
     /// Network namespaces that are kept by sockets of this agent.

@@ -6,6 +6,8 @@ use super::*;
 use crate::audit::Wake;
 use crate::broker::wire::proto::to_proxy;
 use crate::rules::fixture::Named;
+use crate::source::Unlocated;
+use crate::status::State;
 
 pub(super) struct Bed {
     pub(super) namespace: Named,
@@ -203,6 +205,45 @@ async fn only_what_is_known_to_be_unwanted_is_withdrawn() {
     assert_eq!(bed.dump().await, captured, "it is wanted");
     successor.listed(Vec::new(), &HashSet::new(), true).await;
     assert_eq!(bed.dump().await, before);
+}
+
+#[tokio::test]
+async fn a_pod_that_is_not_found_is_told_and_quarantined_unless_rules_hold_it() {
+    let bed = Bed::new("lost");
+    let mut pods = bed.pods();
+    let address = bed.pod().addresses[0];
+    let lost = |uid: &str, strict, reason: Option<&str>| Unlocated {
+        uid: uid.to_owned(),
+        name: "p".to_owned(),
+        namespace: "n".to_owned(),
+        addresses: vec![address],
+        strict,
+        reason: reason.map(str::to_owned),
+    };
+    let states =
+        |pods: &Pods| pods.statuses(None, |_| Vec::new()).iter().map(|one| one.state).collect::<Vec<_>>();
+    pods.unlocated(vec![lost("u", true, None)]).await;
+    assert!(pods.members().pods.is_empty() && states(&pods).is_empty(), "it starts, or ends");
+    for (strict, shut) in [(false, false), (true, true)] {
+        pods.unlocated(Vec::new()).await;
+        pods.unlocated(vec![lost("u", strict, Some("no process"))]).await;
+        assert_eq!(states(&pods), [State::Pending]);
+        assert!(pods.members().pods.contains(&address), "it is probed");
+        assert!(pods.members().quarantined.is_empty(), "it may still be found");
+        tokio::time::pause();
+        tokio::time::advance(guard::BOUND).await;
+        tokio::time::resume();
+        pods.unlocated(vec![lost("u", strict, Some("still no process"))]).await;
+        assert_eq!(pods.members().quarantined.contains(&address), shut, "strict: {strict}");
+    }
+    // Of one that was captured before, the rules are there.
+    pods.listed(vec![bed.pod()], &HashSet::new(), true).await;
+    pods.listed(Vec::new(), &["u".to_owned()].into(), true).await;
+    pods.unlocated(Vec::new()).await;
+    pods.unlocated(vec![lost("u", true, Some("no process"))]).await;
+    tokio::time::pause();
+    tokio::time::advance(guard::BOUND).await;
+    assert!(pods.members().quarantined.is_empty() && states(&pods) == [State::Pending]);
 }
 
 #[tokio::test]

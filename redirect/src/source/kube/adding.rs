@@ -8,6 +8,8 @@
 //! What the API server does not say is decided by what is known: a pod whose namespace is enrolled is not started in plaintext
 //! because nobody could say who it is, and any other is not kept waiting.
 
+use std::time::Duration;
+
 use reflector::Trouble;
 use serde_json::Value;
 use tokio::sync::oneshot;
@@ -19,6 +21,9 @@ use super::object::{Mode, Seen};
 use crate::cni::Sandbox;
 use crate::retry::Retry;
 
+/// Less than anybody waits for a sandbox.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 pub(super) type Answer = oneshot::Sender<Result<(), String>>;
 
 pub(super) struct Adding {
@@ -26,6 +31,8 @@ pub(super) struct Adding {
     pub answer: Answer,
     /// It is answered by then.
     pub deadline: Instant,
+    /// Until then what failed is tried again also for a pod whose namespace is not enrolled: it may have a label of its own.
+    patience: Instant,
     /// Something was started for it that has not ended.
     pub busy: bool,
     /// After something that failed.
@@ -51,7 +58,8 @@ pub(super) enum Next {
 
 impl Adding {
     pub(super) fn new(sandbox: Sandbox, answer: Answer, deadline: Instant) -> Self {
-        Self { sandbox, answer, deadline, busy: false, retry: None, cause: None, held: false }
+        let patience = deadline.min(Instant::now() + PATIENCE);
+        Self { sandbox, answer, deadline, patience, busy: false, retry: None, cause: None, held: false }
     }
 
     pub(super) fn next(&self, cluster: &Cluster) -> Next {
@@ -65,7 +73,7 @@ impl Adding {
             },
         };
         match &self.cause {
-            Some(_) if !self.held => Next::Pass,
+            Some(_) if !self.held && self.patience <= Instant::now() => Next::Pass,
             cause if self.deadline <= Instant::now() => {
                 let cause = cause.as_deref().unwrap_or("the Kubernetes API has not answered");
                 Next::Fail(format!(
@@ -79,7 +87,11 @@ impl Adding {
 
     /// When there is something to be done that nothing else tells of.
     pub(super) fn due(&self) -> Instant {
-        self.retry.map_or(self.deadline, |retry| retry.due().min(self.deadline))
+        let soonest = |retry: Retry| retry.due().min(self.deadline);
+        match self.retry {
+            Some(retry) if !self.held => soonest(retry).min(self.patience.max(Instant::now())),
+            retry => retry.map_or(self.deadline, soonest),
+        }
     }
 
     /// The API server has answered about the namespace, or not; `enrolled` is what an earlier answer was.
@@ -115,5 +127,5 @@ impl Adding {
 
 /// A sandbox need not say whose it is.
 fn is(pod: &Seen, uid: Option<&str>) -> bool {
-    uid.is_none_or(|uid| uid == pod.uid)
+    uid.is_none_or(|uid| uid == pod.uid || uid == pod.known_as)
 }

@@ -88,7 +88,10 @@ impl Cluster {
     pub(super) fn pod_named(&self, namespace: &str, name: &str, uid: Option<&str>) -> Option<&Seen> {
         let is_named = |pod: &&Seen| pod.namespace == namespace && pod.name == name;
         match uid {
-            Some(uid) => self.pod(uid).filter(is_named),
+            Some(uid) => self
+                .pod(uid)
+                .filter(is_named)
+                .or_else(|| self.pods().find(|pod| is_named(pod) && pod.known_as == uid)),
             None => self.pods().filter(is_named).min_by_key(|pod| pod.leaving),
         }
     }

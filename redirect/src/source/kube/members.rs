@@ -12,7 +12,7 @@ use super::enrolment::{self, Verdict};
 use super::object::Seen;
 use crate::locate::{Error, Located, Wanted};
 use crate::retry::Retry;
-use crate::source::{Notice, Pod};
+use crate::source::{Notice, Pod, Unlocated};
 
 /// A pod that starts may be found at the second look only, and need not be talked about.
 const QUIET: u32 = 2;
@@ -29,11 +29,13 @@ struct Member {
     /// After a look that found nothing.
     retry: Option<Retry>,
     failures: u32,
+    /// Why, the last time.
+    reason: Option<String>,
 }
 
 impl Member {
     fn new(pod: Seen) -> Self {
-        Self { pod, located: None, container: None, retry: None, failures: 0 }
+        Self { pod, located: None, container: None, retry: None, failures: 0, reason: None }
     }
 
     fn is_proven(&self) -> bool {
@@ -99,8 +101,11 @@ impl Members {
     pub(super) fn due(&self) -> Vec<Wanted> {
         let due =
             |member: &&Member| member.is_looked_for() && member.retry.is_none_or(|retry| retry.is_due());
-        let wanted =
-            |member: &Member| Wanted { uid: member.pod.uid.clone(), addresses: member.pod.addresses.clone() };
+        let wanted = |Member { pod, .. }: &Member| Wanted {
+            uid: pod.uid.clone(),
+            known_as: pod.known_as.clone(),
+            addresses: pod.addresses.clone(),
+        };
         self.0.values().filter(due).map(wanted).collect()
     }
 
@@ -135,8 +140,11 @@ impl Members {
                     let message = format!("its network namespace is not found, it is tried further: {error}");
                     notices.push(warning(uid, "NotCaptured", message));
                 }
-                // The agent may go on once everything was looked for.
+                let before = member.reason.replace(error.to_string());
+                // The agent may go on once everything was looked for, and then hears what is not found, and why.
                 member.failures == 1
+                    || member.failures == QUIET
+                    || member.failures > QUIET && before != member.reason
             }
         }
     }
@@ -185,9 +193,9 @@ impl Members {
     }
 
     /// Those whose namespace is known, and the others.
-    pub(super) fn told(&self) -> (Vec<Pod>, HashSet<String>) {
-        let (mut pods, mut unlocated) = (Vec::with_capacity(self.0.len()), HashSet::new());
-        for (uid, Member { pod, located, .. }) in &self.0 {
+    pub(super) fn told(&self) -> (Vec<Pod>, Vec<Unlocated>) {
+        let (mut pods, mut unlocated) = (Vec::with_capacity(self.0.len()), Vec::new());
+        for (uid, Member { pod, located, failures, reason, .. }) in &self.0 {
             match located {
                 Some(located) => pods.push(Pod {
                     uid: uid.clone(),
@@ -199,7 +207,15 @@ impl Members {
                     addresses: located.addresses.clone(),
                     strict: pod.strict,
                 }),
-                None => drop(unlocated.insert(uid.clone())),
+                None => unlocated.push(Unlocated {
+                    uid: uid.clone(),
+                    name: pod.name.clone(),
+                    namespace: pod.namespace.clone(),
+                    addresses: pod.addresses.clone(),
+                    strict: pod.strict,
+                    // Of a pod that is being deleted the processes go first.
+                    reason: reason.clone().filter(|_| *failures >= QUIET && !pod.leaving),
+                }),
             }
         }
         (pods, unlocated)

@@ -16,6 +16,8 @@ pub(super) const CAPTURE: &str = "ztunnel.io/capture";
 /// `enabled`: the pod is captured and takes tunnels. Written by who captures it, read by controllers (interop.md §7).
 pub(super) const REDIRECTION: &str = "ambient.istio.io/redirection";
 pub(super) const ENABLED: &str = "enabled";
+/// On the mirror of a static pod: what the kubelet takes for its uid.
+const MIRROR: &str = "kubernetes.io/config.mirror";
 const LINKERD_CONTAINER: &str = "linkerd-proxy";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +32,9 @@ pub(super) enum Mode {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Seen {
     pub uid: String,
+    /// The uid by which the kubelet and the runtime know it: of a static pod the API server has only a mirror, with a uid of
+    /// its own.
+    pub known_as: String,
     pub namespace: String,
     pub name: String,
     pub service_account: String,
@@ -70,7 +75,10 @@ pub(super) const POD: Keep = Only(&[
             ("name", All),
             ("namespace", All),
             ("labels", Only(&[(MODE, All)])),
-            ("annotations", Only(&[(ISTIO, All), (LINKERD, All), (CAPTURE, All), (REDIRECTION, All)])),
+            (
+                "annotations",
+                Only(&[(ISTIO, All), (LINKERD, All), (CAPTURE, All), (REDIRECTION, All), (MIRROR, All)]),
+            ),
             ("deletionTimestamp", All),
             ("resourceVersion", All),
         ]),
@@ -137,8 +145,10 @@ impl Seen {
         } else {
             None
         };
+        let uid = text(&metadata["uid"])?;
         Some(Self {
-            uid: text(&metadata["uid"])?,
+            known_as: text(&metadata["annotations"][MIRROR]).unwrap_or_else(|| uid.clone()),
+            uid,
             namespace: text(&metadata["namespace"])?,
             name: text(&metadata["name"])?,
             service_account: text(&spec["serviceAccountName"]).unwrap_or_else(|| "default".to_owned()),

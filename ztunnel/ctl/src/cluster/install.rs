@@ -16,24 +16,14 @@ pub(super) async fn run(client: &Client, arguments: InstallArguments) -> Result<
     if !preflight::tell(&findings) && !arguments.force {
         return Err(Error::Unfit);
     }
-    for definition in manifests::definitions() {
-        if is_anothers(client, &definition).await? {
-            println!("{:<60} left alone: it is not ours", definition.title());
-        } else {
-            apply(client, &definition, arguments.dry_run).await?;
-        }
+    if findings.iter().any(|finding| matches!(finding, preflight::Finding::Overlay(_))) && !arguments.force {
+        return Err(Error::Overlay);
     }
     let parts = manifests::parts(&arguments.image);
-    // What lies in a namespace cannot be tried before there is one.
-    let namespace = format!("/api/v1/namespaces/{SYSTEM}");
-    let there =
-        of("the namespace", reflector::get(client, &namespace, Keep::Nothing, ANSWER).await)?.is_some();
-    for part in &parts {
-        if arguments.dry_run && !there && part.path().contains("/namespaces/ztunnel-system/") {
-            println!("{:<60} would be made in the new namespace {SYSTEM}", part.title());
-        } else {
-            apply(client, part, arguments.dry_run).await?;
-        }
+    // Whatever would be refused is refused before anything is changed.
+    all(client, &parts, true, arguments.dry_run).await?;
+    if !arguments.dry_run {
+        all(client, &parts, false, true).await?;
     }
     if arguments.wait && !arguments.dry_run {
         wait(client, &parts, Duration::from_secs(arguments.timeout)).await?;
@@ -41,19 +31,56 @@ pub(super) async fn run(client: &Client, arguments: InstallArguments) -> Result<
     Ok(ExitCode::SUCCESS)
 }
 
+async fn all(client: &Client, parts: &[Object], dry_run: bool, tell: bool) -> Result<(), Error> {
+    let say = |object: &Object, what: &str| {
+        if tell {
+            println!("{:<60} {what}", object.title());
+        }
+    };
+    let done = if dry_run { "would be applied" } else { "applied" };
+    for definition in manifests::definitions() {
+        if is_anothers(client, &definition).await? {
+            say(&definition, "left alone: it is not ours");
+        } else {
+            apply(client, &definition, dry_run).await?;
+            say(&definition, done);
+        }
+    }
+    let namespace = format!("/api/v1/namespaces/{SYSTEM}");
+    let there =
+        of("the namespace", reflector::get(client, &namespace, Keep::Nothing, ANSWER).await)?.is_some();
+    for part in parts {
+        // What lies in a namespace cannot be tried before there is one.
+        if dry_run && !there && part.path().contains("/namespaces/ztunnel-system/") {
+            say(part, "would be made in the new namespace");
+        } else {
+            apply(client, part, dry_run).await?;
+            say(part, done);
+        }
+    }
+    Ok(())
+}
+
+/// What another one made; Istio's marks stay also where somebody applied our file over it.
 pub(super) async fn is_anothers(client: &Client, object: &Object) -> Result<bool, Error> {
-    const LABELS: Keep = Keep::Only(&[("metadata", Keep::Only(&[("labels", Keep::All)]))]);
-    let found = of(object.title(), reflector::get(client, &object.path(), LABELS, ANSWER).await)?;
-    Ok(found.is_some_and(|found| found["metadata"]["labels"][PART_OF.0] != PART_OF.1))
+    const MARKS: Keep =
+        Keep::Only(&[("metadata", Keep::Only(&[("labels", Keep::All), ("annotations", Keep::All)]))]);
+    let found = of(object.title(), reflector::get(client, &object.path(), MARKS, ANSWER).await)?;
+    Ok(found.is_some_and(|found| is_marked_by_another(&found["metadata"])))
+}
+
+fn is_marked_by_another(metadata: &Value) -> bool {
+    let istios = ["chart", "release", "heritage", "helm.sh/chart"];
+    metadata["labels"][PART_OF.0] != PART_OF.1
+        || istios.iter().any(|label| metadata["labels"][label].is_string())
+        || metadata["annotations"]["meta.helm.sh/release-name"].is_string()
 }
 
 pub(super) async fn apply(client: &Client, object: &Object, dry_run: bool) -> Result<(), Error> {
     of(
         object.title(),
         reflector::apply(client, &object.path(), &object.value, MANAGER, dry_run, ANSWER).await,
-    )?;
-    println!("{:<60} {}", object.title(), if dry_run { "would be applied" } else { "applied" });
-    Ok(())
+    )
 }
 
 /// Until everything that runs is as new as what was applied, and ready.
@@ -162,6 +189,20 @@ fn state(found: &Value) -> String {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn what_istio_installed_stays_istios() {
+        let ours = json!({ "labels": { PART_OF.0: PART_OF.1 }, "annotations": {} });
+        assert!(!is_marked_by_another(&ours));
+        assert!(is_marked_by_another(&json!({})));
+        for (kind, key) in
+            [("labels", "chart"), ("labels", "release"), ("annotations", "meta.helm.sh/release-name")]
+        {
+            let mut theirs = ours.clone();
+            theirs[kind][key] = "istio".into();
+            assert!(is_marked_by_another(&theirs), "{key}");
+        }
+    }
 
     #[test]
     fn a_pod_that_is_not_ready_says_why() {

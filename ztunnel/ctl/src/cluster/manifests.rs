@@ -1,5 +1,7 @@
 //! What an installation consists of: the files of `deploy/`, which `kubectl apply -k deploy/` takes too.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 
 pub const SYSTEM: &str = "ztunnel-system";
@@ -135,13 +137,33 @@ pub fn cleaner(node: &Object) -> Object {
         agent.retain(|key, _| key != "ports" && !key.ends_with("Probe"));
     }
     agent["terminationMessagePolicy"] = "FallbackToLogsOnError".into();
-    pod["initContainers"] = json!([agent]);
-    pod["containers"] = json!([rest]);
     pod["hostNetwork"] = true.into();
     pod["terminationGracePeriodSeconds"] = 1.into();
-    if let Some(volumes) = pod["volumes"].as_array_mut() {
-        volumes.retain(|volume| volume["name"] != "root" && volume["name"] != "token");
+    let volumes = pod["volumes"].as_array_mut().map(std::mem::take).unwrap_or_default();
+    let mut volumes: Vec<Value> =
+        volumes.into_iter().filter(|volume| volume["name"] != "root" && volume["name"] != "token").collect();
+    // The kubelet made these two for the node pods; what is mounted cannot be removed but from where it stands.
+    for volume in volumes.clone() {
+        let (name, path) = (&volume["name"], volume["hostPath"]["path"].as_str().map(Path::new));
+        let Some((parent, folder)) = path.and_then(|path| path.parent().zip(path.file_name())) else {
+            continue;
+        };
+        if *name != "run" && *name != "state" {
+            continue;
+        }
+        let (beside, at) =
+            (format!("{}-parent", name.as_str().unwrap_or_default()), format!("/host{}", parent.display()));
+        let arguments = agent["args"].as_array_mut().map(std::mem::take).unwrap_or_default().into_iter();
+        let removes = format!("--remove-dir={}", Path::new(&at).join(folder).display());
+        agent["args"] = arguments.chain([removes.into()]).collect();
+        if let Some(mounts) = agent["volumeMounts"].as_array_mut() {
+            mounts.push(json!({ "name": beside, "mountPath": at }));
+        }
+        volumes.push(json!({ "name": beside, "hostPath": { "path": parent, "type": "Directory" } }));
     }
+    pod["volumes"] = volumes.into();
+    pod["initContainers"] = json!([agent]);
+    pod["containers"] = json!([rest]);
     let labels = json!({ "app.kubernetes.io/name": CLEANER, "istio.io/dataplane-mode": "none" });
     let value = json!({
         "apiVersion": "apps/v1",
@@ -153,6 +175,20 @@ pub fn cleaner(node: &Object) -> Object {
         },
     });
     Object { kind: node.kind, value }
+}
+
+/// What an earlier attempt applied, to be applied again.
+pub fn again(cleaner: &Object, image: Option<&str>) -> Object {
+    let mut template = cleaner.value["spec"]["template"].clone();
+    for container in ["initContainers", "containers"] {
+        if let (Some(image), Some(one)) = (image, template["spec"][container].get_mut(0)) {
+            one["image"] = image.into();
+        }
+    }
+    let metadata = json!({ "name": CLEANER, "namespace": SYSTEM, "labels": { PART_OF.0: PART_OF.1 } });
+    let spec = json!({ "selector": cleaner.value["spec"]["selector"], "template": template });
+    let value = json!({ "apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": metadata, "spec": spec });
+    Object { kind: cleaner.kind, value }
 }
 
 const CLEANER: &str = "ztunnel-uninstall";
@@ -185,6 +221,25 @@ mod tests {
     }
 
     #[test]
+    fn an_attempt_that_was_not_done_is_repeated_with_its_own_folders() {
+        let parts = parts("here/it:1");
+        let mut node = parts.into_iter().find(|object| object.kind.name == "DaemonSet").expect("node pods");
+        let volumes = node.value.pointer_mut("/spec/template/spec/volumes").and_then(Value::as_array_mut);
+        let bin = volumes.into_iter().flatten().find(|one| one["name"] == "cni-bin").expect("a folder");
+        bin["hostPath"]["path"] = "/var/lib/rancher/cni/bin".into();
+        let mut there = cleaner(&node);
+        there.value["metadata"]["managedFields"] = json!([{}]);
+        there.value["status"] = json!({ "numberReady": 1 });
+        let again = again(&there, Some("here/it:2")).value;
+        assert!(again["status"].is_null() && again["metadata"]["managedFields"].is_null());
+        let pod = &again["spec"]["template"]["spec"];
+        assert_eq!(pod["initContainers"][0]["image"], "here/it:2");
+        assert_eq!(pod["containers"][0]["image"], "here/it:2");
+        let mut volumes = pod["volumes"].as_array().expect("a list").iter();
+        assert!(volumes.any(|one| one["hostPath"]["path"] == "/var/lib/rancher/cni/bin"));
+    }
+
+    #[test]
     fn the_cleaner_is_the_agent_and_nothing_else() {
         let parts = parts("here/it:1");
         let node = parts.iter().find(|object| object.kind.name == "DaemonSet").expect("node pods");
@@ -198,6 +253,11 @@ mod tests {
         assert_eq!(cleans["command"], json!(["/ztunnel-redirect", "uninstall"]));
         assert_eq!(rests["command"], json!(["/ztunnel-redirect", "rest"]));
         assert_eq!(rests["image"], "here/it:1");
+        let arguments = cleans["args"].to_string();
+        for folder in ["/host/var/run/ztunnel", "/host/var/lib/ztunnel"] {
+            assert!(arguments.contains(&format!("--remove-dir={folder}")), "{arguments}");
+        }
+        assert!(cleans["volumeMounts"].to_string().contains("/host/var/lib\""), "{cleans}");
         assert!(pod["hostNetwork"] == true && cleans["readinessProbe"].is_null(), "it asks nobody's network");
     }
 }

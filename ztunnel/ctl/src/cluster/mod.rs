@@ -74,6 +74,10 @@ pub enum Error {
     Api { what: String, trouble: Trouble },
     #[error("the cluster cannot work yet, and nothing was changed; --force installs all the same")]
     Unfit,
+    #[error(
+        "these nodes need an overlay (the note above), and nothing was changed; --force installs what suits other nodes"
+    )]
+    Overlay,
     #[error("no node pod in namespace {SYSTEM}: it is not installed here", SYSTEM = manifests::SYSTEM)]
     NotInstalled,
     #[error("not ready within {0:?}: {1}")]

@@ -15,6 +15,8 @@ pub(super) enum Finding {
     Good(String),
     /// Works, and should be known.
     Note(String),
+    /// Stands against `install`, and not against this overlay.
+    Overlay(String),
     /// Stands against an installation; says what to do.
     Against(String),
 }
@@ -24,7 +26,7 @@ pub(super) fn tell(findings: &[Finding]) -> bool {
     for finding in findings {
         match finding {
             Finding::Good(text) => println!("  ok    {text}"),
-            Finding::Note(text) => println!("  note  {text}"),
+            Finding::Note(text) | Finding::Overlay(text) => println!("  note  {text}"),
             Finding::Against(text) => println!("  FAIL  {text}"),
         }
     }
@@ -151,18 +153,20 @@ fn exclusive(config: &Value) -> Option<Finding> {
 
 /// Those that have their CNI files elsewhere, or ask for more.
 fn distributions(nodes: &Value) -> Vec<Finding> {
-    let has = |part: &str| {
-        items(nodes).any(|node| {
-            node["status"]["nodeInfo"]["kubeletVersion"]
-                .as_str()
-                .is_some_and(|version| version.contains(part))
-        })
+    let has = |key: &str, part: &str| {
+        let told =
+            |node: &Value| node["status"]["nodeInfo"][key].as_str().is_some_and(|text| text.contains(part));
+        items(nodes).any(told)
     };
-    let known = [("+k3s", "k3s", "k3s"), ("-gke.", "GKE", "gke")];
-    let found = known.into_iter().filter(|(part, ..)| has(part));
+    let known = [
+        ("kubeletVersion", "+k3s", "k3s", "k3s"),
+        ("kubeletVersion", "-gke.", "GKE", "gke"),
+        ("osImage", "Red Hat Enterprise Linux CoreOS", "OpenShift", "openshift"),
+    ];
+    let found = known.into_iter().filter(|(key, part, ..)| has(key, part));
     found
-        .map(|(_, name, overlay)| {
-            Finding::Note(format!(
+        .map(|(_, _, name, overlay)| {
+            Finding::Overlay(format!(
                 "nodes of {name}: install with `kubectl apply -k deploy/overlays/{overlay}`"
             ))
         })
@@ -234,7 +238,11 @@ mod tests {
         assert_eq!((exclusive(&config("false")), exclusive(&json!({}))), (None, None));
         let node = json!({ "items": [{ "status": { "nodeInfo": { "kubeletVersion": "v1.34.1+k3s1" } } }] });
         let found = distributions(&node);
-        assert!(matches!(&found[..], [Finding::Note(text)] if text.contains("overlays/k3s")), "{found:?}");
+        assert!(matches!(&found[..], [Finding::Overlay(text)] if text.contains("overlays/k3s")), "{found:?}");
+        let image = "Red Hat Enterprise Linux CoreOS 9.6.20250826-1 (Plow)";
+        let node = json!({ "items": [{ "status": { "nodeInfo": { "osImage": image } } }] });
+        let found = distributions(&node);
+        assert!(matches!(&found[..], [Finding::Overlay(text)] if text.contains("openshift")), "{found:?}");
         let pod = json!({ "metadata": { "name": "p", "namespace": "n" },
             "spec": { "initContainers": [{ "name": "linkerd-proxy" }] } });
         let found = sidecars(&json!({ "items": [pod] }), &json!({}));

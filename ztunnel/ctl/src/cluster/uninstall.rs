@@ -20,16 +20,11 @@ pub(super) async fn run(client: &Client, arguments: UninstallArguments) -> Resul
     let node = parts.iter().find(|object| object.kind.name == "DaemonSet");
     let node = node.expect("invariant: a test reads every file of deploy/");
     if of("the namespace", reflector::get(client, &namespace, Keep::Nothing, ANSWER).await)?.is_some() {
-        // As it is installed: an overlay may have other folders.
-        let installed = of(node.title(), reflector::get(client, &node.path(), Keep::All, ANSWER).await)?;
-        let mut node = Object { kind: node.kind, value: installed.unwrap_or_else(|| node.value.clone()) };
-        if let Some(image) = arguments.image {
-            node.value["spec"]["template"]["spec"]["containers"][0]["image"] = image.into();
-        }
-        delete(client, &node).await?;
+        let cleaner = cleaner(client, node, arguments.image.as_deref()).await?;
+        delete(client, node).await?;
         gone(client, &pods_of("ztunnel"), longest).await?;
-        let cleaner = manifests::cleaner(&node);
         apply(client, &cleaner, false).await?;
+        println!("{:<60} applied", cleaner.title());
         wait(client, std::slice::from_ref(&cleaner), longest).await?;
         delete(client, &cleaner).await?;
         gone(client, &pods_of(cleaner.name()), longest).await?;
@@ -59,6 +54,29 @@ pub(super) async fn run(client: &Client, arguments: UninstallArguments) -> Resul
         tokio::time::sleep(LOOK).await;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// As it is installed, because an overlay may have other folders. Where an earlier attempt took the node pods away and was
+/// not done, what it left there to clean up knows them.
+async fn cleaner(client: &Client, node: &Object, image: Option<&str>) -> Result<Object, Error> {
+    let there = async |object: &Object| -> Result<Option<Object>, Error> {
+        let found = of(object.title(), reflector::get(client, &object.path(), Keep::All, ANSWER).await)?;
+        Ok(found.map(|value| Object { kind: object.kind, value }))
+    };
+    let fresh = |mut node: Object| {
+        if let Some(image) = image {
+            node.value["spec"]["template"]["spec"]["containers"][0]["image"] = image.into();
+        }
+        manifests::cleaner(&node)
+    };
+    if let Some(installed) = there(node).await? {
+        return Ok(fresh(installed));
+    }
+    let fallback = fresh(node.clone());
+    match there(&fallback).await? {
+        Some(earlier) => Ok(manifests::again(&earlier, image)),
+        None => Ok(fallback),
+    }
 }
 
 async fn gone(client: &Client, pods: &str, longest: Duration) -> Result<(), Error> {

@@ -150,12 +150,16 @@ pub fn delete() {
 pub fn proxies(metric: &str, labels: &[&str]) -> f64 {
     let pods =
         json(&["get", "pods", "--namespace", super::SYSTEM, "--selector", "app.kubernetes.io/name=ztunnel"]);
-    let names = pods["items"].as_array().into_iter().flatten().map(|pod| name(pod).to_owned());
+    let pods = pods["items"].as_array().into_iter().flatten();
+    let names = pods.filter(|pod| pod["metadata"]["deletionTimestamp"].is_null()).map(name);
     let sum = |text: String| -> f64 {
         let lines = text
             .lines()
             .filter(|line| line.starts_with(metric) && labels.iter().all(|label| line.contains(label)));
         lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
     };
-    names.filter_map(|pod| kubectl::get(super::SYSTEM, &pod, 15020, "/metrics").ok()).map(sum).sum()
+    names
+        .map(|pod| eventually("its metrics", || kubectl::get(super::SYSTEM, pod, 15020, "/metrics")))
+        .map(sum)
+        .sum()
 }

@@ -8,6 +8,7 @@ mod load;
 mod wire;
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::{Duration, Instant};
 
 use apps::{SHOP, ask, label, lives, proxies};
@@ -55,8 +56,47 @@ fn main() {
         }
         let started = Instant::now();
         println!("{number:>2}. {what} …");
-        step(&mut story);
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| step(&mut story))) {
+            last_words();
+            resume_unwind(panic);
+        }
         println!("    {:.1} s", started.elapsed().as_secs_f64());
+    }
+}
+
+/// What tells why a step failed: how pods and nodes are, and what our own last said.
+fn last_words() {
+    let tell = |told: Result<String, String>| println!("{}", told.unwrap_or_else(|error| error));
+    tell(attempt(&["get", "pods", "--all-namespaces", "--output=wide"]));
+    tell(attempt(&["get", "events", "--all-namespaces", "--field-selector=type=Warning"]));
+    for container in ["agent", "proxy", "controller"] {
+        for pod in json(&["get", "pods", "--namespace", SYSTEM])["items"].as_array().into_iter().flatten() {
+            let containers = pod["spec"]["containers"].as_array().into_iter().flatten();
+            if !containers.into_iter().any(|one| one["name"] == container) {
+                continue;
+            }
+            println!("--- {container} of {}", apps::name(pod));
+            tell(attempt(&[
+                "logs",
+                "--namespace",
+                SYSTEM,
+                apps::name(pod),
+                "--container",
+                container,
+                "--tail=60",
+            ]));
+            if container == "agent" {
+                tell(kubectl::get(SYSTEM, apps::name(pod), 15022, "/pods"));
+            }
+        }
+    }
+    if std::env::var_os("CLUSTER").is_some() {
+        for name in apps::nodes() {
+            println!(
+                "--- {name}\n{}",
+                node("node", &name, &["sh", "-c", "ip -br link; ip route; ip -6 route; ss -tnp"])
+            );
+        }
     }
 }
 
@@ -380,7 +420,8 @@ fn left(story: &mut Story) {
 fn traces() -> Vec<String> {
     let look = "nft list tables | grep ztunnel; ls /etc/cni/net.d /opt/cni/bin | grep ztunnel; grep -l ztunnel /etc/cni/net.d/*; \
         find /var/run/ztunnel /var/lib/ztunnel /var/lib/kubelet/ztunnel ! -type d 2> /dev/null; \
-        for n in /var/run/netns/*; do nsenter --net=$n nft list tables | grep ztunnel; done; true";
+        for n in /var/run/netns/*; do nsenter --net=$n sh -c 'nft list tables | grep ztunnel; \
+        { ip rule; ip -6 rule; ip route show table all; ip -6 route show table all; } | sed -n \"/proto 154/s/^/ztunnel: /p\"'; done; true";
     let nodes = apps::nodes();
     nodes.iter().map(|name| node("node", name, &["sh", "-c", look])).collect()
 }

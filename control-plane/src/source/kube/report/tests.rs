@@ -140,6 +140,20 @@ async fn what_may_not_be_written_is_told_and_keeps_no_other_from_its_own() {
         let trouble = mesh.reporter(&store).all().await.expect_err("it is trouble").to_string();
         assert!(trouble.contains(told), "{trouble}");
     }
+    let other = PATH.replace("/p", "/q");
+    let mut second = policy();
+    (second["metadata"]["name"], second["metadata"]["uid"]) = ("q".into(), "u2".into());
+    store.put(&other, second);
+    mesh.set("q", Enforced::Not, &["spec: no"]);
+    for (method, part, code) in [("GET", "/p", 403), ("PATCH", "/p/status", 422), ("POST", "/events", 403)] {
+        store.put(PATH, policy());
+        store.fail(method, part, Fault::Refuse(code, "exceeded quota"));
+        let mut reporter = mesh.reporter(&store);
+        reporter.all().await.expect_err("it is told of the first");
+        let key = Key::new(Kind::AuthorizationPolicy, &Name::new("shop", "q"));
+        assert!(reporter.reported.contains_key(&key), "and the second is reported: {method} {part}");
+        reporter.all().await.expect("and the first is, later");
+    }
     for code in [409, 404] {
         store.put(PATH, policy());
         store.fail("PATCH", "/status", Fault::Refuse(code, "another manager, or no such part"));
@@ -148,4 +162,11 @@ async fn what_may_not_be_written_is_told_and_keeps_no_other_from_its_own() {
         assert_eq!(reporter.told.len(), 1);
     }
     assert_eq!(cut("ää", 3), "ä");
+    let long = Key::new(Kind::AuthorizationPolicy, &Name::new("shop", format!("{}-b", "a".repeat(199))));
+    let verdict = Verdict { enforced: Enforced::Not, reasons: Vec::new() };
+    let name = event("me", &long, &policy(), &verdict)["metadata"]["name"].to_string();
+    assert!(
+        name.contains("aa.") && !name.contains('-'),
+        "a part of a name is none where it ends in a hyphen: {name}"
+    );
 }

@@ -131,6 +131,18 @@ async fn what_is_wrong_in_one_namespace_keeps_no_other_from_its_own() {
     assert_eq!(content(&store, "d").as_deref(), Some("root 1"));
     publisher.all().await.expect("it is well");
     assert_eq!(content(&store, "c").as_deref(), Some("root 1"));
+    ["a", "b", "d"]
+        .iter()
+        .filter(|one| content(&store, one).is_some())
+        .for_each(|one| store.delete(&path(one)));
+    store.fail(
+        "PATCH",
+        "/a/",
+        Fault::Refuse(403, "exceeded quota: objects, used: configmaps=10, limited: configmaps=10"),
+    );
+    publisher.all().await.expect_err("it is told");
+    assert_eq!(content(&store, "b").as_deref(), Some("root 1"), "and the others have it");
+    publisher.all().await.expect("it is well");
     for (method, fault, told) in [
         ("GET", Fault::Refuse(403, "no"), "cannot list configmaps in the cluster: 403; the ClusterRole"),
         ("GET", Fault::Say("{\"items\":{}}".to_owned()), "a list without items"),

@@ -119,6 +119,8 @@ struct Agent {
     /// Of the namespace in which the agent runs; nothing where the rules are another's.
     host: Option<Host>,
     handed_out: Arc<AtomicU64>,
+    /// What proxies asked for before it was known which pods there are: nothing is an answer that they would not ask after.
+    early: Vec<(ProxyId, String, u32)>,
     notices: Notices,
     /// The source has told every pod once.
     known: bool,
@@ -161,6 +163,7 @@ pub async fn run(config: Config) -> Result<Succeeded, Error> {
         rate: Rate::default(),
         host: (part != Part::Sockets).then(|| Host::new(probe_uid, audit_period)),
         handed_out: Arc::default(),
+        early: Vec::new(),
         known: false,
         rosters,
         proxied,
@@ -274,6 +277,9 @@ impl Agent {
             self.pods.forget_handed_back();
             // A queue that is full ends with the next announcement.
             self.proxies.values().for_each(|proxy| drop(proxy.queue.try_send(snapshot_sent())));
+            for (proxy, uid, count) in std::mem::take(&mut self.early) {
+                self.refill(proxy, uid, count);
+            }
         }
         // Before anybody hears that a pod is captured: its first probe may come at once.
         self.keep_host();
@@ -297,12 +303,12 @@ impl Agent {
                 self.pods.left(proxy);
                 self.serving.left(proxy);
             }
-            Incoming::Refill { proxy, uid, count } => {
-                if !refill(&self.proxies, proxy, uid, count, &self.pods, &self.rate, &self.handed_out) {
-                    tracing::warn!(proxy, "proxy asks for more sockets than it can use, cut off");
-                    self.proxies.remove(&proxy);
-                }
+            Incoming::Refill { proxy, uid, count }
+                if !self.known && !self.pods.is_captured(&uid) && self.early.len() < MOST_REFILLS =>
+            {
+                self.early.push((proxy, uid, count));
             }
+            Incoming::Refill { proxy, uid, count } => self.refill(proxy, uid, count),
             Incoming::Ready { proxy, uid } => {
                 tracing::info!(pod = uid, "pod is served");
                 self.heard(proxy, &uid, Ok(()));
@@ -313,6 +319,13 @@ impl Agent {
             }
         }
         None
+    }
+
+    fn refill(&mut self, proxy: ProxyId, uid: String, count: u32) {
+        if !refill(&self.proxies, proxy, uid, count, &self.pods, &self.rate, &self.handed_out) {
+            tracing::warn!(proxy, "proxy asks for more sockets than it can use, cut off");
+            self.proxies.remove(&proxy);
+        }
     }
 
     fn heard(&mut self, proxy: ProxyId, uid: &str, outcome: Result<(), String>) {

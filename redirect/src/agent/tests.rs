@@ -84,6 +84,27 @@ async fn a_proxy_that_joins_before_the_first_list_hears_of_every_pod() {
 }
 
 #[tokio::test]
+async fn a_refill_before_the_first_list_is_answered_after_it() {
+    let bed = Bed::new("refill");
+    let mut client = bed.client().await;
+    client.handle().refill("u", 2);
+    client.handle().refill("nobody", 1);
+    let namespace = Named::make(bed.folder.join("netns"));
+    let netns = namespace.path.display();
+    bed.list(&format!(
+        r#"{{"uid":"u","name":"p","namespace":"n","serviceAccount":"a","netns":"{netns}","addresses":["10.0.0.1"]}}"#
+    ));
+    let mut answers = Vec::new();
+    while answers.len() < 2 {
+        if let Event::Sockets { uid, sockets } = next(&mut client).await {
+            answers.push((uid, sockets.len()));
+        }
+    }
+    answers.sort();
+    assert_eq!(answers, [("nobody".to_owned(), 0), ("u".to_owned(), 2)]);
+}
+
+#[tokio::test]
 async fn a_refill_for_an_unknown_pod_is_answered_with_nothing() {
     let bed = Bed::new("unknown");
     bed.list("");

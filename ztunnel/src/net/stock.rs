@@ -21,6 +21,9 @@ const LARGEST_TARGET: u32 = 256;
 /// How many sockets all stocks of the process may hold or expect.
 const IN_ALL_STOCKS: usize = 8192;
 
+/// What has not come by then is asked for again.
+const UNANSWERED: Duration = Duration::from_secs(1);
+
 /// Asks the agent for sockets; answered by `Stock::put`.
 pub type Ask = Box<dyn Fn(u32)>;
 
@@ -73,7 +76,9 @@ impl Stock {
                 if let Some(socket) = self.pop() {
                     return socket;
                 }
-                arrived.await;
+                if tokio::time::timeout(UNANSWERED, arrived).await.is_err() {
+                    self.ask_again();
+                }
             }
         };
         let taken = tokio::time::timeout(within, arrival).await.map_err(|_| Empty(within));
@@ -93,7 +98,7 @@ impl Stock {
         }
     }
 
-    /// The agent is new: what was asked of its predecessor never comes.
+    /// What was asked for never comes: the agent is new, or had fewer than that.
     pub fn ask_again(&self) {
         self.budget.give_back(self.expected.replace(0) as usize);
         self.refill();
@@ -205,6 +210,20 @@ mod tests {
         let (stock, _) = stock_with_log();
         assert!(stock.take(Duration::from_secs(5)).await.is_err());
         assert_eq!(stock.waiting.get(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_with_too_few_is_not_waited_for() {
+        let (stock, asked) = stock_with_log();
+        stock.put(Vec::new());
+        let answered = async {
+            while asked.borrow().len() < 3 {
+                tokio::time::sleep(UNANSWERED / 10).await;
+            }
+            stock.put(vec![socket()]);
+        };
+        let (taken, ()) = tokio::join!(stock.take(UNANSWERED * 3), answered);
+        assert!(taken.is_ok(), "{:?}", asked.borrow());
     }
 
     #[test]

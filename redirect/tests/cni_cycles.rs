@@ -17,7 +17,7 @@ use futures::future::join_all;
 use nix::mount::{MntFlags, umount2};
 use redirect::client::{Client, Event};
 use redirect::netns::Netns;
-use reflector::scripted::{Open, Server, list};
+use reflector::scripted::{Open, Server, kubeconfig, list};
 use rtnetlink::LinkVeth;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -49,14 +49,7 @@ impl Node {
     /// On the thread that is to be the node.
     async fn start(folder: PathBuf) -> Self {
         let server = Server::start().await;
-        let kubeconfig = json!({
-            "apiVersion": "v1",
-            "kind": "Config",
-            "clusters": [{ "name": "c", "cluster": { "server": format!("http://{}", server.address) } }],
-            "users": [{ "name": "u", "user": {} }],
-            "contexts": [{ "name": "x", "context": { "cluster": "c", "user": "u" } }],
-            "current-context": "x",
-        });
+        let kubeconfig = kubeconfig(server.address);
         std::fs::write(folder.join("kubeconfig"), kubeconfig.to_string()).expect("written");
         let (mut pods, mut namespaces) = (server.asked("pods"), server.asked("namespaces"));
         let agent = Command::new(env!("CARGO_BIN_EXE_ztunnel-redirect"))

@@ -136,6 +136,11 @@ impl Asked {
         next.expect("the server is there as long as the test")
     }
 
+    /// Leaves without an answer what was asked and not taken.
+    pub fn forget(&mut self) {
+        while self.0.try_recv().is_ok() {}
+    }
+
     pub async fn list(&mut self) -> Ask {
         let ask = self.next().await;
         assert!(!ask.is_watch(), "{}", ask.query);
@@ -208,6 +213,18 @@ impl Open {
         let read = timeout(DEADLINE, self.0.read(&mut byte)).await.expect("it is watched for ever");
         assert!(matches!(read, Ok(0) | Err(_)));
     }
+}
+
+/// By which a program finds the server at an address.
+pub fn kubeconfig(address: SocketAddr) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "c", "cluster": {"server": format!("http://{address}")}}],
+        "users": [{"name": "u", "user": {}}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        "current-context": "x",
+    })
 }
 
 /// As the API writes lists: its objects do not say what they are.

@@ -161,7 +161,7 @@ pub async fn run(config: Config) -> Result<Succeeded, Error> {
         proxies: Proxies::new(),
         serving: Serving::default(),
         rate: Rate::default(),
-        host: (part != Part::Sockets).then(|| Host::new(probe_uid, audit_period)),
+        host: (part != Part::Sockets).then(|| Host::new(probe_uid, audit_period, &wake)),
         handed_out: Arc::default(),
         early: Vec::new(),
         known: false,
@@ -187,6 +187,10 @@ pub async fn run(config: Config) -> Result<Succeeded, Error> {
             }
             () = soon => agent.pods.audit().await,
             tokens = wake.woken() => {
+                if let Some(host) = agent.host.as_mut().filter(|_| tokens.contains(&host::TOKEN)) {
+                    host.hear();
+                    agent.keep_host();
+                }
                 agent.pods.woken(tokens);
                 agent.pods.audit().await;
             }

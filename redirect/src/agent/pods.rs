@@ -94,12 +94,15 @@ struct Failed {
     retry: Retry,
     /// When the first was.
     since: Instant,
+    /// Whether the pod has an event about it.
+    told: bool,
 }
 
 impl Failed {
     fn again(before: Option<Self>) -> Self {
         let since = before.map_or_else(Instant::now, |before| before.since);
-        Self { retry: Retry::after(before.map(|before| before.retry)), since }
+        let told = before.is_some_and(|before| before.told);
+        Self { retry: Retry::after(before.map(|before| before.retry)), since, told }
     }
 }
 
@@ -232,7 +235,9 @@ impl Pods {
                 }
                 self.unguard(held.guard.as_ref());
                 if held.leaving.is_none() {
-                    let (failed, reason) = (Failed::again(None), "the pod's namespace is gone".to_owned());
+                    // That of a pod which is being deleted goes first, and is nothing to be told.
+                    let failed = Failed { told: true, ..Failed::again(None) };
+                    let reason = "the pod's namespace is gone".to_owned();
                     self.pending.insert(uid.clone(), Pending { pod: held.pod, failed, reason, open: true });
                 }
                 changes.push(removed(uid));
@@ -335,7 +340,7 @@ impl Pods {
             Ok((ident, hold, inside)) => {
                 self.counts.captures += 1;
                 tracing::info!(pod = pod.uid, namespace = pod.namespace, name = pod.name, netns = %pod.netns, "pod captured");
-                if failed.is_some() {
+                if failed.is_some_and(|failed| failed.told) {
                     let message = "its connections are captured again".to_owned();
                     self.report(&pod, "Captured", message, false);
                 }
@@ -353,10 +358,12 @@ impl Pods {
     fn wait(&mut self, pod: Pod, error: &Error, open: bool, failed: Option<Failed>) {
         *self.counts.failures.entry(error.class()).or_default() += 1;
         let reason = error.to_string();
-        if failed.is_none() {
+        let mut failed = Failed::again(failed);
+        // Where an earlier agent's rules hold, its proxy most likely hands the listeners over in a moment.
+        if !failed.told && (open || failed.since.elapsed() >= guard::BOUND) {
+            failed.told = true;
             self.report(&pod, "CaptureFailed", format!("the pod is not captured: {reason}"), true);
         }
-        let failed = Failed::again(failed);
         let retry_ms = failed.retry.wait().as_millis();
         tracing::warn!(pod = pod.uid, %error, retry_ms, "pod not captured");
         self.pending.insert(pod.uid.clone(), Pending { pod, failed, reason, open });

@@ -25,4 +25,4 @@ mod watch;
 
 pub(crate) use contest::{Contest, Pace};
 pub(crate) use wake::Wake;
-pub(crate) use watch::{Damage, Watch};
+pub(crate) use watch::{Damage, Ear, Watch};

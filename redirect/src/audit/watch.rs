@@ -56,9 +56,47 @@ pub(crate) struct Finding {
     pub(crate) foreign: Option<Vec<Foreign>>,
 }
 
+/// Hears that something changed in the namespace in which it was opened.
+pub(crate) struct Ear(Socket);
+
+impl Ear {
+    /// For changes of any nftables.
+    pub(crate) fn rules() -> Result<Self, Error> {
+        Self::of(NETLINK_NETFILTER, &[libc::NFNLGRP_NFTABLES as u32])
+    }
+
+    fn of(protocol: isize, groups: &[u32]) -> Result<Self, Error> {
+        let mut socket = Socket::new(protocol)?;
+        socket.bind_auto()?;
+        for group in groups {
+            socket.add_membership(*group)?;
+        }
+        Ok(Self(socket))
+    }
+
+    #[expect(unsafe_code, reason = "the socket lends no descriptor by itself")]
+    pub(crate) fn wake_by(&self, wake: &Wake, token: u64) -> io::Result<()> {
+        // SAFETY: the socket is open for as long as it is borrowed.
+        wake.add(&unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) }, token)
+    }
+
+    /// Takes all that was told. What it was does not matter, nor whether some was lost: an audit follows.
+    pub(crate) fn drain(&self) {
+        let mut start = Vec::with_capacity(16);
+        loop {
+            start.clear();
+            match self.0.recv(&mut start, libc::MSG_DONTWAIT) {
+                Ok(_) => {}
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
+                Err(_) => break,
+            }
+        }
+    }
+}
+
 pub(crate) struct Watch {
-    rules: Socket,
-    routes: Socket,
+    rules: Ear,
+    routes: Ear,
     ask_rules: Exchange,
     ask_routes: Exchange,
     families: Vec<i32>,
@@ -70,10 +108,9 @@ pub(crate) struct Watch {
 impl Watch {
     /// In the namespace of the calling thread, where the rules are installed.
     pub(crate) fn open() -> Result<Self, Error> {
-        let rules = subscribed(NETLINK_NETFILTER, &[libc::NFNLGRP_NFTABLES as u32])?;
         Ok(Self {
-            rules,
-            routes: subscribed(NETLINK_ROUTE, &ROUTE_GROUPS)?,
+            rules: Ear::rules()?,
+            routes: Ear::of(NETLINK_ROUTE, &ROUTE_GROUPS)?,
             ask_rules: Exchange::open(NETLINK_NETFILTER)?,
             ask_routes: Exchange::open(NETLINK_ROUTE)?,
             families: routing::families().collect(),
@@ -83,23 +120,13 @@ impl Watch {
     }
 
     pub(crate) fn wake_by(&self, wake: &Wake, token: u64) -> io::Result<()> {
-        wake.add(&borrowed(&self.rules), token)?;
-        wake.add(&borrowed(&self.routes), token)
+        self.rules.wake_by(wake, token)?;
+        self.routes.wake_by(wake, token)
     }
 
-    /// Takes all that was told. What it was does not matter, nor whether some was lost: an audit follows.
     pub(crate) fn drain(&self) {
-        for socket in [&self.rules, &self.routes] {
-            let mut start = Vec::with_capacity(16);
-            loop {
-                start.clear();
-                match socket.recv(&mut start, libc::MSG_DONTWAIT) {
-                    Ok(_) => {}
-                    Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
-                    Err(_) => break,
-                }
-            }
-        }
+        self.rules.drain();
+        self.routes.drain();
     }
 
     /// Compares what is there with what must be.
@@ -134,21 +161,6 @@ impl Watch {
         }
         Ok(finding)
     }
-}
-
-fn subscribed(protocol: isize, groups: &[u32]) -> Result<Socket, Error> {
-    let mut socket = Socket::new(protocol)?;
-    socket.bind_auto()?;
-    for group in groups {
-        socket.add_membership(*group)?;
-    }
-    Ok(socket)
-}
-
-#[expect(unsafe_code, reason = "the socket lends no descriptor by itself")]
-fn borrowed(socket: &Socket) -> BorrowedFd<'_> {
-    // SAFETY: the socket is open for as long as it is borrowed.
-    unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) }
 }
 
 #[cfg(test)]

@@ -1,12 +1,12 @@
 //! Packets between the nodes, seen from the underlay (packet(7)).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::RcvBufForce;
@@ -34,6 +34,9 @@ pub struct Seen {
     pub ports: BTreeSet<u16>,
     /// Packets that held the marker.
     pub with_marker: usize,
+    /// When each connection of such a packet was opened: its first SYN, whether that was answered or not. Of a connection
+    /// whose SYN was not seen, when the packet was.
+    pub opened: BTreeSet<Instant>,
 }
 
 impl Capture {
@@ -67,6 +70,8 @@ impl Capture {
 fn look(socket: Socket, between: [IpAddr; 2], marker: &[u8], stop: &AtomicBool) -> io::Result<Seen> {
     use std::io::Read;
     let mut seen = Seen::default();
+    // By its ends: the sequence number of the last SYN, and when it came first.
+    let mut opened = HashMap::new();
     let mut buffer = vec![0; LARGEST_PACKET];
     let mut socket = socket;
     loop {
@@ -76,7 +81,18 @@ fn look(socket: Socket, between: [IpAddr; 2], marker: &[u8], stop: &AtomicBool) 
                 if between.contains(&packet.from) && between.contains(&packet.to) {
                     seen.packets += 1;
                     seen.ports.insert(packet.ports.0.min(packet.ports.1));
-                    seen.with_marker += usize::from(contains(packet.payload, marker));
+                    let now = Instant::now();
+                    let mut ends = [(packet.from, packet.ports.0), (packet.to, packet.ports.1)];
+                    ends.sort_unstable();
+                    match opened.get(&ends) {
+                        Some((sequence, _)) if *sequence == packet.sequence => {}
+                        _ if packet.opens => drop(opened.insert(ends, (packet.sequence, now))),
+                        _ => {}
+                    }
+                    if contains(packet.payload, marker) {
+                        seen.with_marker += 1;
+                        seen.opened.insert(opened.get(&ends).map_or(now, |(_, first)| *first));
+                    }
                 }
             }
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
@@ -94,6 +110,9 @@ struct Packet<'a> {
     from: IpAddr,
     to: IpAddr,
     ports: (u16, u16),
+    sequence: u32,
+    /// SYN without ACK.
+    opens: bool,
     payload: &'a [u8],
 }
 
@@ -116,8 +135,10 @@ fn parse(frame: &[u8]) -> Option<Packet<'_>> {
         _ => return None,
     };
     let port = |at: usize| Some(u16::from_be_bytes(segment.get(at..at + 2)?.try_into().ok()?));
+    let sequence = u32::from_be_bytes(segment.get(4..8)?.try_into().ok()?);
+    let opens = segment.get(13)? & 0b1_0010 == 0b10;
     let header = usize::from(segment.get(12)? >> 4) * 4;
-    Some(Packet { from, to, ports: (port(0)?, port(2)?), payload: segment.get(header..)? })
+    Some(Packet { from, to, ports: (port(0)?, port(2)?), sequence, opens, payload: segment.get(header..)? })
 }
 
 fn contains(bytes: &[u8], marker: &[u8]) -> bool {

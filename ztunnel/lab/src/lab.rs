@@ -37,6 +37,7 @@ pub struct Lab {
     pub(crate) incomplete: bool,
     pub(crate) binaries: Option<Binaries>,
     pub(crate) environment: Vec<(String, String)>,
+    pub(crate) congestion: Option<String>,
     pub(crate) nodes: Vec<NodeHandle>,
     pub(crate) pods: Vec<PodHandle>,
     pub(crate) controller: Option<Process>,
@@ -60,6 +61,8 @@ pub struct Options {
     pub environment: Vec<(String, String)>,
     /// Only namespaces and links.
     pub without_processes: bool,
+    /// Congestion control of every namespace, instead of cubic.
+    pub congestion: Option<String>,
 }
 
 impl Manifests {
@@ -82,7 +85,7 @@ impl Lab {
         let name = format!("t{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let environment =
             environment.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect();
-        let options = Options { environment, without_processes: false };
+        let options = Options { environment, ..Options::default() };
         Self::up(&name, &mesh.into(), options).unwrap_or_else(|error| panic!("{error}"))
     }
 
@@ -109,6 +112,7 @@ impl Lab {
             incomplete: false,
             binaries,
             environment: options.environment,
+            congestion: options.congestion,
             nodes: Vec::new(),
             pods: Vec::new(),
             controller: None,
@@ -150,6 +154,7 @@ impl Lab {
             record,
             binaries: None,
             environment: Vec::new(),
+            congestion: None,
             controller: Process::recorded(&folder.join("controller.pid")),
             follower: Process::recorded(&folder.join("follow.pid")),
             kept: true,

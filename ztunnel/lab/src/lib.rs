@@ -18,6 +18,8 @@ pub mod addresses;
 pub mod binaries;
 pub mod bulk;
 pub mod capture;
+#[cfg(feature = "cluster")]
+pub mod cluster;
 mod error;
 mod files;
 mod follow;

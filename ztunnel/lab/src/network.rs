@@ -45,6 +45,12 @@ pub fn prepare(name: &str, forwarding: bool) -> Result<(), Error> {
     })
 }
 
+/// Another congestion control than cubic.
+pub fn set_congestion(name: &str, congestion: &str) -> Result<(), Error> {
+    let congestion = congestion.to_owned();
+    inside(name, move || async move { write_setting("net/ipv4/tcp_congestion_control", &congestion) })
+}
+
 /// Lets namespaces choose cubic: only what the first namespace allows can be chosen elsewhere.
 pub fn allow_cubic() -> Result<(), Error> {
     const KEY: &str = "net/ipv4/tcp_allowed_congestion_control";

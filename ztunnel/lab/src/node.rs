@@ -125,13 +125,14 @@ impl NodeHandle {
     pub(crate) fn start_proxy(
         &mut self,
         program: &Path,
+        arguments: Vec<String>,
         environment: Vec<(String, String)>,
         user: Option<u32>,
     ) -> Result<(), Error> {
         let process = Process::start(Start {
             namespace: &self.namespace,
             program,
-            arguments: vec!["proxy".into()],
+            arguments,
             environment,
             user,
             log: &self.log_path(),

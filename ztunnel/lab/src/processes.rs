@@ -1,6 +1,6 @@
 //! The processes of a lab: what they are told and when they are ready.
 
-use crate::node::PROXY_USER;
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -10,6 +10,7 @@ use crate::error::{Error, UP_DEADLINE};
 use crate::http::{self, Answer};
 use crate::lab::{CONTROLLER, tail};
 use crate::manifests::Pod;
+use crate::node::PROXY_USER;
 use crate::process::{Process, Start};
 use crate::wait::wait_until;
 use crate::{Lab, namespace};
@@ -107,7 +108,12 @@ impl Lab {
         ];
         environment.extend(own.map(|(key, value)| (key.to_owned(), value.to_owned())));
         environment.extend(self.environment.iter().cloned());
-        self.node_mut(node).start_proxy(&binaries.proxy, environment, Some(PROXY_USER))
+        self.node_mut(node).start_proxy(
+            &binaries.proxy,
+            vec!["proxy".to_owned()],
+            environment,
+            Some(PROXY_USER),
+        )
     }
 
     /// Starts a proxy on an external node as Istio's chart does: as root, with an agent of its own, which the node's agent
@@ -120,7 +126,24 @@ impl Lab {
         let handle = self.node(node);
         environment.push(("AUTH_TOKEN".to_owned(), handle.token().to_owned()));
         environment.push(("INPOD_UDS".to_owned(), handle.zds_socket().display().to_string()));
-        self.node_mut(node).start_proxy(&binaries.proxy, environment, None)
+        self.node_mut(node).start_proxy(&binaries.proxy, vec!["proxy".to_owned()], environment, None)
+    }
+
+    /// Starts somebody else's proxy on an external node, as root, without waiting for it.
+    pub fn start_external(
+        &mut self,
+        node: &str,
+        program: &Path,
+        arguments: Vec<String>,
+        environment: Vec<(String, String)>,
+    ) -> Result<(), Error> {
+        self.node_mut(node).start_proxy(program, arguments, environment, None)
+    }
+
+    /// What another proxy must be told to serve a node, by names of the environment that Istio's ztunnel reads.
+    pub fn external_environment(&self, node: &str) -> BTreeMap<String, String> {
+        let zds = self.node(node).zds_socket().display().to_string();
+        self.proxy_environment(node).into_iter().chain([("INPOD_UDS".to_owned(), zds)]).collect()
     }
 
     /// What any proxy must be told to serve a node.

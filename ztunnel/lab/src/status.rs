@@ -93,11 +93,7 @@ impl Lab {
         };
         let external = node.external().then(|| External {
             enter: crate::namespace::path(node.namespace()).display().to_string(),
-            environment: self
-                .proxy_environment(node.name())
-                .into_iter()
-                .chain([("INPOD_UDS".to_owned(), node.zds_socket().display().to_string())])
-                .collect(),
+            environment: self.external_environment(node.name()),
         });
         Node {
             name: node.name().to_owned(),

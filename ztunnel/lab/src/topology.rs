@@ -14,7 +14,7 @@ impl Lab {
         network::allow_cubic()?;
         let underlay = self.underlay();
         namespace::create(&underlay)?;
-        network::prepare(&underlay, false)?;
+        self.prepare(&underlay, false)?;
         let addresses = vec![([172, 30, 0, 1].into(), 24), ("fd00:30::1".parse().expect("a literal"), 64)];
         network::add_bridge(&underlay, "underlay0", addresses)?;
         let folder = self.folder();
@@ -22,7 +22,7 @@ impl Lab {
             let number = index + 1;
             let name = namespace_name(&self.name, &node.name);
             namespace::create(&name)?;
-            network::prepare(&name, true)?;
+            self.prepare(&name, true)?;
             let hardware = [2, 0, 0, 0, 0, number as u8];
             network::add_veth(&underlay, "underlay0", &format!("node{number}"), &name, hardware)?;
             let (four, six) = node_addresses(number);
@@ -58,8 +58,14 @@ impl Lab {
         Ok(())
     }
 
+    /// Before anybody has a socket there.
+    fn prepare(&self, name: &str, forwarding: bool) -> Result<(), Error> {
+        network::prepare(name, forwarding)?;
+        Ok(self.congestion.as_ref().map_or(Ok(()), |congestion| network::set_congestion(name, congestion))?)
+    }
+
     fn connect_pod(&self, name: &str, number: usize, pod: &Pod) -> Result<(), Error> {
-        network::prepare(name, false)?;
+        self.prepare(name, false)?;
         let node = namespace_name(&self.name, &pod.node);
         // An address has the same hardware for ever: no neighbour remembers a pod that had it before.
         let hardware = [2, 0, 0, 1, number as u8, pod.host as u8];

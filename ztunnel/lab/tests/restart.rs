@@ -1,12 +1,15 @@
 //! Processes that are killed and started again: nobody is refused, and between the nodes there is never anything but
 //! tunnels.
 
+mod order;
+
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use order::order;
 use ztunnel_lab::capture::Capture;
 use ztunnel_lab::{Lab, Mesh, steady, traffic, wait_until};
 
@@ -177,16 +180,6 @@ fn a_killed_agent_is_not_missed_and_its_successor_adopts_what_the_proxy_kept() {
     }
     round_trip(&mut before[0]).expect("the old connection still works");
     bed.only_tunnels_were_seen();
-}
-
-/// The `number`-th order of five things; each of the 120 comes once in so many numbers.
-fn order(mut number: usize) -> [usize; 5] {
-    let mut left = vec![0, 1, 2, 3, 4];
-    std::array::from_fn(|_| {
-        let index = number % left.len();
-        number /= left.len();
-        left.remove(index)
-    })
 }
 
 /// All processes of all nodes are gone at once, so that nobody holds a listener, and come back in some order, while a client

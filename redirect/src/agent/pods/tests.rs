@@ -60,6 +60,11 @@ impl Bed {
     }
 }
 
+/// The listeners of the pod, as a proxy holds them.
+fn held_by_a_proxy(pods: &Pods) -> Listeners {
+    pods.captured["u"].hold.listeners().expect("opened by the agent").try_clone().expect("descriptors")
+}
+
 impl Drop for Bed {
     fn drop(&mut self) {
         let _ = self.namespace.remove();
@@ -111,8 +116,7 @@ async fn a_successor_adopts_the_listeners_that_a_proxy_kept() {
     let bed = Bed::new("adopts");
     let mut pods = bed.pods();
     pods.listed(vec![bed.pod()], &HashSet::new(), true).await;
-    let kept =
-        pods.captured["u"].hold.listeners().expect("opened by the agent").try_clone().expect("descriptors");
+    let kept = held_by_a_proxy(&pods);
     drop(pods);
     let mut successor = bed.pods();
     assert!(
@@ -155,8 +159,7 @@ async fn a_pod_that_changes_is_never_open() {
     pods.listed(vec![bed.pod()], &HashSet::new(), true).await;
     let captured = bed.dump().await;
     // As a proxy does: it still holds the listeners while it hears of the change.
-    let _kept =
-        pods.captured["u"].hold.listeners().expect("opened by the agent").try_clone().expect("descriptors");
+    let _kept = held_by_a_proxy(&pods);
     let changed = Pod { service_account: "b".into(), ..bed.pod() };
     assert_eq!(kinds(&pods.listed(vec![changed], &HashSet::new(), true).await), ["removed", "added"]);
     assert_eq!(bed.dump().await, captured, "the rules were not touched");
@@ -267,14 +270,36 @@ async fn a_pod_that_is_not_captured_and_then_is_is_told_of() {
 }
 
 #[tokio::test]
+async fn who_holds_the_ports_of_a_captured_pod_has_a_moment_to_hand_them_over() {
+    let bed = Bed::new("moment");
+    let mut first = bed.pods();
+    first.listed(vec![bed.pod()], &HashSet::new(), true).await;
+    let _kept = held_by_a_proxy(&first);
+    drop(first);
+    let mut second = bed.pods();
+    second.listed(vec![bed.pod()], &HashSet::new(), true).await;
+    assert!(second.reports().is_empty() && second.pending.contains_key("u"));
+    let start = tokio::time::Instant::now();
+    let reports = loop {
+        assert!(start.elapsed() < 10 * guard::BOUND, "nobody is told");
+        second.look().await;
+        match second.reports() {
+            none if none.is_empty() => tokio::task::yield_now().await,
+            reports => break reports,
+        }
+    };
+    assert!(start.elapsed() >= guard::BOUND);
+    assert!(matches!(&reports[..], [one] if one.reason == "CaptureFailed"), "{reports:?}");
+}
+
+#[tokio::test]
 async fn a_pod_that_leaves_while_its_ports_are_held_is_withdrawn() {
     let bed = Bed::new("leaves");
     let before = bed.dump().await;
     let mut pods = bed.pods();
     pods.listed(vec![bed.pod()], &HashSet::new(), true).await;
     // A proxy that outlives two agents keeps the ports, so that neither captures the pod anew.
-    let _kept =
-        pods.captured["u"].hold.listeners().expect("opened by the agent").try_clone().expect("descriptors");
+    let _kept = held_by_a_proxy(&pods);
     drop(pods);
     let mut second = bed.pods();
     assert!(second.listed(vec![bed.pod()], &HashSet::new(), true).await.is_empty(), "the ports are in use");
@@ -390,9 +415,7 @@ async fn listeners_handed_back_before_the_first_list_are_kept_for_it() {
     let bed = Bed::new("early");
     let mut pods = bed.pods();
     pods.listed(vec![bed.pod()], &HashSet::new(), true).await;
-    let kept = || {
-        pods.captured["u"].hold.listeners().expect("opened by the agent").try_clone().expect("descriptors")
-    };
+    let kept = || held_by_a_proxy(&pods);
     let held = vec![("u".to_owned(), kept()), ("stranger".to_owned(), kept())];
     drop(pods);
     let mut successor = bed.pods();

@@ -9,9 +9,7 @@ fn watched() -> (Watch, Form) {
 
 fn told(watch: &Watch) -> bool {
     let mut start = Vec::with_capacity(16);
-    [&watch.rules, &watch.routes]
-        .into_iter()
-        .any(|socket| socket.recv(&mut start, libc::MSG_DONTWAIT).is_ok())
+    [&watch.rules, &watch.routes].into_iter().any(|ear| ear.0.recv(&mut start, libc::MSG_DONTWAIT).is_ok())
 }
 
 #[test]

@@ -101,9 +101,13 @@ impl Adding {
         enrolled: bool,
         cluster: &mut Cluster,
     ) {
+        let namespace = &self.sandbox.namespace;
         match outcome {
-            Ok(Some(object)) => cluster.learn_namespace(&self.sandbox.namespace, &object),
-            Ok(None) => self.failed("there is no such namespace".to_owned(), false),
+            Ok(Some(object)) if object["metadata"]["name"] == namespace.as_str() => {
+                cluster.learn_namespace(namespace, &object);
+            }
+            Ok(Some(_)) => self.failed("the Kubernetes API answers with another object".to_owned(), enrolled),
+            Ok(None) => self.failed("there is no such namespace".to_owned(), enrolled),
             Err(trouble) => self.failed(format!("the Kubernetes API {trouble}"), enrolled),
         }
     }
@@ -111,6 +115,9 @@ impl Adding {
     pub(super) fn heard_of_pod(&mut self, outcome: Result<Option<Value>, Trouble>, cluster: &mut Cluster) {
         let held = cluster.mode(&self.sandbox.namespace) == Some(&Mode::Ambient);
         match outcome.map(|object| object.as_ref().and_then(Seen::read)) {
+            Ok(Some(pod)) if pod.namespace != self.sandbox.namespace || pod.name != self.sandbox.name => {
+                self.failed("the Kubernetes API answers with another object".to_owned(), held);
+            }
             Ok(Some(pod)) if is(&pod, self.sandbox.uid.as_deref()) => cluster.learn_pod(pod),
             Ok(Some(pod)) => self.failed(format!("the Kubernetes API knows it as {} only", pod.uid), held),
             Ok(None) => self.failed("the Kubernetes API does not know it".to_owned(), held),

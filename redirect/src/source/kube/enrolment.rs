@@ -9,8 +9,9 @@
 //! | namespace says `ambient` | yes |
 //! | namespace says anything else | no |
 //! | yes, and another mesh's proxy is in the pod | refused: two proxies would take each other's connections |
+//! | yes, and the pod has a kernel of its own (KubeVirt, Kata, gVisor) | refused: what it says passes no socket of its namespace |
 
-use super::object::{CAPTURE, MODE, Mode, Seen};
+use super::object::{CAPTURE, MODE, Mode, Obstacle, Seen};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Verdict {
@@ -29,9 +30,13 @@ pub(super) fn verdict(pod: &Seen, namespace: Option<&Mode>) -> Verdict {
     if !wanted || pod.host_network || pod.finished {
         return Verdict::Outside;
     }
-    match pod.sidecar {
-        Some(whose) => Verdict::Refused(format!(
+    match &pod.obstacle {
+        Some(Obstacle::Sidecar(whose)) => Verdict::Refused(format!(
             "{whose} proxy is in the pod; it stays as it is until it is created anew without that, or has the label {MODE}=none"
+        )),
+        Some(Obstacle::OwnKernel(what)) => Verdict::Refused(format!(
+            "{what} has a kernel of its own, past which nothing is captured: it stays outside, in plaintext; \
+             the label {MODE}=none says that it is meant"
         )),
         None => Verdict::Meshed,
     }
@@ -115,10 +120,20 @@ mod tests {
             (pod(|pod| pod["metadata"]["annotations"]["sidecar.istio.io/status"] = json!("{}")), "Istio's"),
             (pod(|pod| pod["metadata"]["annotations"]["linkerd.io/proxy-version"] = json!("2")), "Linkerd's"),
             (pod(|pod| pod["spec"]["initContainers"] = json!([{"name": "linkerd-proxy"}])), "Linkerd's"),
+            (
+                pod(|pod| pod["spec"]["runtimeClassName"] = json!("kata-qemu")),
+                "a pod of the runtime class kata-qemu",
+            ),
+            (
+                pod(|pod| pod["metadata"]["annotations"]["kubevirt.io/domain"] = json!("vm")),
+                "a virtual machine",
+            ),
         ] {
             let Verdict::Refused(why) = verdict(&refused, ambient) else { panic!("{refused:?}") };
             assert!(why.starts_with(whose), "{why}");
             assert_eq!(verdict(&refused, None), Verdict::Outside);
         }
+        let native = pod(|pod| pod["spec"]["runtimeClassName"] = json!("nvidia"));
+        assert_eq!(verdict(&native, ambient), Verdict::Meshed);
     }
 }

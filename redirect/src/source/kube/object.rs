@@ -19,6 +19,10 @@ pub(super) const ENABLED: &str = "enabled";
 /// On the mirror of a static pod: what the kubelet takes for its uid.
 const MIRROR: &str = "kubernetes.io/config.mirror";
 const LINKERD_CONTAINER: &str = "linkerd-proxy";
+/// On the pod in which KubeVirt runs a machine.
+const KUBEVIRT: &str = "kubevirt.io/domain";
+/// How runtime classes are called whose pods have a kernel of their own, by their authors' documentation.
+const SANDBOXES: [&str; 4] = ["kata", "gvisor", "runsc", "firecracker"];
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Mode {
@@ -51,8 +55,16 @@ pub(super) struct Seen {
     pub unknown_capture: Option<String>,
     /// The API server says that it is captured.
     pub marked: bool,
-    /// Whose proxy is in it.
-    pub sidecar: Option<&'static str>,
+    pub obstacle: Option<Obstacle>,
+}
+
+/// Why a pod cannot be captured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Obstacle {
+    /// Somebody's proxy is in it.
+    Sidecar(&'static str),
+    /// Its applications talk through another kernel than the node's, past the sockets and rules of its network namespace.
+    OwnKernel(String),
 }
 
 /// Whose objects are followed.
@@ -77,7 +89,14 @@ pub(super) const POD: Keep = Only(&[
             ("labels", Only(&[(MODE, All)])),
             (
                 "annotations",
-                Only(&[(ISTIO, All), (LINKERD, All), (CAPTURE, All), (REDIRECTION, All), (MIRROR, All)]),
+                Only(&[
+                    (ISTIO, All),
+                    (LINKERD, All),
+                    (KUBEVIRT, All),
+                    (CAPTURE, All),
+                    (REDIRECTION, All),
+                    (MIRROR, All),
+                ]),
             ),
             ("deletionTimestamp", All),
             ("resourceVersion", All),
@@ -88,6 +107,7 @@ pub(super) const POD: Keep = Only(&[
         Only(&[
             ("serviceAccountName", All),
             ("hostNetwork", All),
+            ("runtimeClassName", All),
             ("containers", CONTAINERS),
             ("initContainers", CONTAINERS),
         ]),
@@ -135,16 +155,6 @@ impl Seen {
         let several = status["podIPs"].as_array().into_iter().flatten().map(|one| &one["ip"]);
         let one = Some(&status["podIP"]).filter(|_| status["podIPs"].is_null());
         let addresses = several.chain(one).filter_map(|ip| ip.as_str()?.parse().ok()).collect();
-        let containers = ["containers", "initContainers"].into_iter();
-        let mut containers = containers.flat_map(|key| spec[key].as_array().into_iter().flatten());
-        let annotated = |name: &str| !metadata["annotations"][name].is_null();
-        let sidecar = if annotated(ISTIO) {
-            Some("Istio's")
-        } else if annotated(LINKERD) || containers.any(|one| one["name"] == LINKERD_CONTAINER) {
-            Some("Linkerd's")
-        } else {
-            None
-        };
         let uid = text(&metadata["uid"])?;
         Some(Self {
             known_as: text(&metadata["annotations"][MIRROR]).unwrap_or_else(|| uid.clone()),
@@ -161,7 +171,27 @@ impl Seen {
             unknown_capture: text(&metadata["annotations"][CAPTURE])
                 .filter(|value| !["permissive", "strict"].contains(&value.as_str())),
             marked: metadata["annotations"][REDIRECTION] == ENABLED,
-            sidecar,
+            obstacle: Obstacle::find(object),
         })
+    }
+}
+
+impl Obstacle {
+    fn find(pod: &Value) -> Option<Self> {
+        let (spec, annotations) = (&pod["spec"], &pod["metadata"]["annotations"]);
+        let containers = ["containers", "initContainers"].into_iter();
+        let mut containers = containers.flat_map(|key| spec[key].as_array().into_iter().flatten());
+        if !annotations[ISTIO].is_null() {
+            return Some(Self::Sidecar("Istio's"));
+        }
+        if !annotations[LINKERD].is_null() || containers.any(|one| one["name"] == LINKERD_CONTAINER) {
+            return Some(Self::Sidecar("Linkerd's"));
+        }
+        if !annotations[KUBEVIRT].is_null() {
+            return Some(Self::OwnKernel("a virtual machine of KubeVirt".to_owned()));
+        }
+        let class = spec["runtimeClassName"].as_str()?;
+        let sandboxed = SANDBOXES.iter().any(|name| class.contains(name));
+        sandboxed.then(|| Self::OwnKernel(format!("a pod of the runtime class {class}")))
     }
 }

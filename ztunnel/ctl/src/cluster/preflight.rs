@@ -44,7 +44,7 @@ pub(super) async fn look(client: &Client) -> Result<Vec<Finding>, Error> {
     findings.extend(other_meshes(&daemons));
     findings.extend(sidecars(&pods, &namespaces));
     let cilium = get(client, "/api/v1/namespaces/kube-system/configmaps/cilium-config", CILIUM).await?;
-    findings.extend(exclusive(&cilium.unwrap_or_default()));
+    findings.extend(cilium_of(&cilium.unwrap_or_default()));
     findings.extend(distributions(&nodes));
     Ok(findings)
 }
@@ -56,7 +56,15 @@ const NODES: Keep = Keep::Only(&[(
         ("status", Keep::Only(&[("nodeInfo", Keep::All)])),
     ]),
 )]);
-const CILIUM: Keep = Keep::Only(&[("data", Keep::Only(&[("cni-exclusive", Keep::All)]))]);
+const CILIUM: Keep = Keep::Only(&[(
+    "data",
+    Keep::Only(&[
+        ("cni-exclusive", Keep::All),
+        ("kube-proxy-replacement", Keep::All),
+        ("bpf-lb-sock-hostns-only", Keep::All),
+        ("enable-host-legacy-routing", Keep::All),
+    ]),
+)]);
 const DAEMONS: Keep = Keep::Only(&[(
     "items",
     Keep::Only(&[(
@@ -142,13 +150,26 @@ fn kernels(nodes: &Value) -> Vec<Finding> {
     findings
 }
 
-/// Cilium may take every other CNI configuration away.
-fn exclusive(config: &Value) -> Option<Finding> {
-    (config["data"]["cni-exclusive"] == "true").then(|| {
+/// Cilium may take every other CNI configuration away, and decide in eBPF what others decide by rules.
+fn cilium_of(config: &Value) -> Vec<Finding> {
+    let is = |key: &str, value: &str| config["data"][key] == value;
+    let mut findings = Vec::new();
+    if is("cni-exclusive", "true") {
         let text = "Cilium removes the CNI configurations of others (cni-exclusive in kube-system/cilium-config): \
             set cni.exclusive=false in its chart";
-        Finding::Against(text.to_owned())
-    })
+        findings.push(Finding::Against(text.to_owned()));
+    }
+    if is("kube-proxy-replacement", "true") && !is("bpf-lb-sock-hostns-only", "true") {
+        let text = "Cilium replaces the address of a Service inside the pods: telemetry names no Service there; \
+            set socketLB.hostNamespaceOnly=true in its chart";
+        findings.push(Finding::Note(text.to_owned()));
+    }
+    if is("enable-host-legacy-routing", "false") {
+        let text = "Cilium's eBPF host routing passes the node's rules by: a pod in quarantine is told, and its TCP not \
+            dropped; set bpf.hostLegacyRouting=true in its chart";
+        findings.push(Finding::Note(text.to_owned()));
+    }
+    findings
 }
 
 /// Those that have their CNI files elsewhere, or ask for more.
@@ -233,9 +254,13 @@ mod tests {
 
     #[test]
     fn what_a_distribution_or_another_cni_needs_is_told() {
-        let config = |value: &str| json!({ "data": { "cni-exclusive": value } });
-        assert!(exclusive(&config("true")).is_some_and(|finding| against(&finding)));
-        assert_eq!((exclusive(&config("false")), exclusive(&json!({}))), (None, None));
+        let config = |key: &str, value: &str| cilium_of(&json!({ "data": { key: value } }));
+        assert!(matches!(&config("cni-exclusive", "true")[..], [finding] if against(finding)));
+        for key in ["kube-proxy-replacement", "enable-host-legacy-routing"] {
+            let noted: Vec<_> = ["true", "false"].into_iter().flat_map(|value| config(key, value)).collect();
+            assert!(matches!(&noted[..], [Finding::Note(_)]), "{noted:?}");
+        }
+        assert_eq!((config("cni-exclusive", "false"), cilium_of(&json!({}))), (vec![], vec![]));
         let node = json!({ "items": [{ "status": { "nodeInfo": { "kubeletVersion": "v1.34.1+k3s1" } } }] });
         let found = distributions(&node);
         assert!(matches!(&found[..], [Finding::Overlay(text)] if text.contains("overlays/k3s")), "{found:?}");

@@ -2,22 +2,22 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use reflector::scripted::{Ask, Asked, Open, Server, list};
+use reflector::scripted::{self, Ask, Asked, Open, Server, list};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, interval, sleep_until};
-use ztunnel_lab::process::write_atomically;
-use ztunnel_lab::{Lab, namespace};
 
-use super::pod::Node;
+use super::{NAMESPACE, NODE, Node};
+use crate::process::write_atomically;
+use crate::{Lab, namespace};
 
 /// Of the bookmarks, without which a quiet watch counts as dead.
 const PERIOD: Duration = Duration::from_secs(5);
 
-pub struct Cluster {
+pub struct ApiServer {
     kubeconfig: PathBuf,
     bound: PathBuf,
     told: mpsc::UnboundedSender<Told>,
@@ -27,20 +27,24 @@ enum Told {
     Created(String),
     Addressed(String, IpAddr, Instant),
     Deleted(String),
+    GoAway(oneshot::Sender<()>),
+    ComeBack(oneshot::Sender<()>),
 }
 
-/// The API server and the pods that it has.
+/// What it has and whom it answers.
 struct Api {
     told: mpsc::UnboundedReceiver<Told>,
     pods: Kind,
     namespaces: Kind,
+    /// The one namespace by itself.
+    namespace: Asked,
     /// Annotations that the agent writes.
     marks: Asked,
     /// Addresses that are told later.
     due: BTreeMap<(Instant, String), IpAddr>,
     /// The controller's folder.
     records: PathBuf,
-    _server: Server,
+    server: Server,
 }
 
 /// Objects of a kind, and who watches them.
@@ -51,9 +55,9 @@ struct Kind {
     open: Option<Open>,
 }
 
-impl Cluster {
-    /// The API server is on the node.
-    pub fn start(lab: &Lab, node: &Node) -> Self {
+impl ApiServer {
+    /// On the node.
+    pub(super) fn start(lab: &Lab, node: &Node) -> Self {
         let added = lab.added_manifests();
         let records = added.parent().expect("invariant: a file is in a folder").to_owned();
         let (told, hears) = mpsc::unbounded_channel();
@@ -72,21 +76,12 @@ impl Cluster {
         });
         let address = address.blocking_recv().expect("it serves");
         let kubeconfig = node.folder().join("kubeconfig.json");
-        let cluster = json!({ "name": "c", "cluster": { "server": format!("http://{address}") } });
-        let text = json!({
-            "apiVersion": "v1",
-            "kind": "Config",
-            "clusters": [cluster],
-            "users": [{ "name": "u", "user": {} }],
-            "contexts": [{ "name": "x", "context": { "cluster": "c", "user": "u" } }],
-            "current-context": "x",
-        });
-        std::fs::write(&kubeconfig, text.to_string()).expect("the lab's folder");
+        std::fs::write(&kubeconfig, scripted::kubeconfig(address).to_string()).expect("the lab's folder");
         Self { kubeconfig, bound: lab.manifests().join("bound.json"), told }
     }
 
-    pub fn kubeconfig(&self) -> PathBuf {
-        self.kubeconfig.clone()
+    pub(super) fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
     }
 
     /// The controller hears that these are to run on the node, and nothing of those before.
@@ -109,8 +104,23 @@ impl Cluster {
         self.tell(Told::Deleted(name.to_owned()));
     }
 
+    /// Nobody listens, and all connections are gone.
+    pub fn go_away(&self) {
+        self.wait_for(Told::GoAway);
+    }
+
+    pub fn come_back(&self) {
+        self.wait_for(Told::ComeBack);
+    }
+
+    fn wait_for(&self, told: impl FnOnce(oneshot::Sender<()>) -> Told) {
+        let (done, is_done) = oneshot::channel();
+        self.tell(told(done));
+        is_done.blocking_recv().expect("the API server lives as long as this");
+    }
+
     fn tell(&self, told: Told) {
-        self.told.send(told).expect("the API server lives as long as the benchmark");
+        self.told.send(told).expect("the API server lives as long as this");
     }
 }
 
@@ -120,9 +130,10 @@ impl Api {
             |plural| Kind { asked: server.asked(plural), objects: BTreeMap::new(), version: 1, open: None };
         let (pods, mut namespaces, marks) = (kind("pods"), kind("namespaces"), server.asked("status"));
         let labels = json!({ "istio.io/dataplane-mode": "ambient" });
-        let front = json!({ "metadata": { "name": "front", "labels": labels, "resourceVersion": "1" } });
-        namespaces.objects.insert("front".to_owned(), front);
-        Self { told, pods, namespaces, marks, due: BTreeMap::new(), records, _server: server }
+        let meshed = json!({ "metadata": { "name": NAMESPACE, "labels": labels, "resourceVersion": "1" } });
+        namespaces.objects.insert(NAMESPACE.to_owned(), meshed);
+        let namespace = server.asked(&format!("/api/v1/namespaces/{NAMESPACE}"));
+        Self { told, pods, namespaces, namespace, marks, due: BTreeMap::new(), records, server }
     }
 
     async fn serve(mut self) {
@@ -136,6 +147,7 @@ impl Api {
                 },
                 ask = self.pods.asked.next() => self.pods.answer(ask).await,
                 ask = self.namespaces.asked.next() => self.namespaces.answer(ask).await,
+                ask = self.namespace.next() => ask.answer(200, &self.namespaces.objects[NAMESPACE]).await,
                 ask = self.marks.next() => self.mark(ask).await,
                 () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => self.address().await,
                 _ = tick.tick() => {
@@ -155,6 +167,19 @@ impl Api {
                 self.pods.remove(&name).await;
                 // It may never have come.
                 let _ = std::fs::remove_file(self.record(&name));
+            }
+            // Whoever waits may have panicked.
+            Told::GoAway(done) => {
+                self.server.go_away().await;
+                for kind in [&mut self.pods, &mut self.namespaces] {
+                    kind.open = None;
+                    kind.asked.forget();
+                }
+                let _ = done.send(());
+            }
+            Told::ComeBack(done) => {
+                self.server.come_back().await;
+                let _ = done.send(());
             }
         }
     }
@@ -225,8 +250,8 @@ fn pod(name: &str, addresses: &[IpAddr]) -> Value {
     json!({
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": { "name": name, "namespace": "front", "uid": format!("u-{name}"), "labels": { "app": name } },
-        "spec": { "nodeName": "node1", "serviceAccountName": name, "containers": [{ "name": "app" }] },
+        "metadata": { "name": name, "namespace": NAMESPACE, "uid": format!("u-{name}"), "labels": { "app": name } },
+        "spec": { "nodeName": NODE, "serviceAccountName": name, "containers": [{ "name": "app" }] },
         "status": { "phase": "Running", "podIPs": addresses },
     })
 }

@@ -1,29 +1,21 @@
 //! A pod as the container runtime makes it, and its calls of the plugin.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
 use serde_json::json;
-use ztunnel_lab::addresses::pod_addresses;
-use ztunnel_lab::{Lab, binaries, namespace, network, wait_until};
 
-use super::DEADLINE;
+use super::{DEADLINE, NAMESPACE, Node};
+use crate::addresses::pod_addresses;
+use crate::{namespace, network, wait_until};
 
 /// Places below are the lab's own.
 const FIRST_PLACE: usize = 100;
 
-/// The node on which pods come and go.
-pub struct Node {
-    lab: String,
-    namespace: String,
-    folder: PathBuf,
-    plugin: PathBuf,
-}
-
+/// What the container runtime makes for a pod.
 pub struct Pod {
     pub name: String,
     pub ip: IpAddr,
@@ -31,33 +23,12 @@ pub struct Pod {
     link: String,
 }
 
-impl Node {
-    pub fn of(lab: &Lab) -> Self {
-        let node = lab.node("node1");
-        let folder = node.agent_socket().parent().expect("invariant: a file is in a folder").to_owned();
-        let agent = binaries::find().expect("the lab found them").agent;
-        let plugin = agent.with_file_name("ztunnel-cni");
-        Self { lab: lab.name().to_owned(), namespace: node.namespace().to_owned(), folder, plugin }
-    }
-
-    pub fn namespace(&self) -> &str {
-        &self.namespace
-    }
-
-    pub fn folder(&self) -> &Path {
-        &self.folder
-    }
-
-    pub fn cni_socket(&self) -> PathBuf {
-        self.folder.join("cni.sock")
-    }
-
-    pub fn enrolled(&self) -> PathBuf {
-        self.folder.join("enrolled.json")
-    }
-}
-
 impl Pod {
+    /// What a pod at a place is reached at.
+    pub fn address(place: usize) -> IpAddr {
+        pod_addresses(1, FIRST_PLACE + place).0.into()
+    }
+
     /// What the plugins before ours make. A place is an address.
     pub fn make(node: &Node, name: String, place: usize) -> Self {
         let host = FIRST_PLACE + place;
@@ -86,29 +57,29 @@ impl Pod {
         namespace::remove(&self.namespace).expect("it is there");
     }
 
-    pub fn add(&self, node: &Node) {
-        self.call(node, "ADD");
+    /// Or what the plugin says that hinders it.
+    pub fn add(&self, node: &Node) -> Result<(), String> {
+        self.call(node, "ADD")
     }
 
     /// What the runtime does in the end.
     pub fn delete(&self, node: &Node) {
-        self.call(node, "DEL");
+        self.call(node, "DEL").unwrap_or_else(|error| panic!("DEL of {}: {error}", self.name));
         self.remove(node);
     }
 
-    /// A byte there and back on a connection of the pod's.
-    pub fn ask(&self, server: SocketAddr) {
-        let ask = move || -> std::io::Result<()> {
+    /// There and back on a connection of the pod's.
+    pub fn ask(&self, server: SocketAddr, bytes: &'static [u8]) -> io::Result<()> {
+        let ask = move || {
             let mut stream = TcpStream::connect_timeout(&server, DEADLINE)?;
             stream.set_read_timeout(Some(DEADLINE))?;
-            stream.write_all(b"x")?;
-            stream.read_exact(&mut [0])
+            stream.write_all(bytes)?;
+            stream.read_exact(&mut vec![0; bytes.len()])
         };
-        let asked = namespace::run(&self.namespace, ask).expect("the namespace is there");
-        asked.unwrap_or_else(|error| panic!("{} is not answered: {error}", self.name));
+        namespace::run(&self.namespace, ask).map_err(io::Error::other)?
     }
 
-    fn call(&self, node: &Node, command: &str) {
+    fn call(&self, node: &Node, command: &str) -> Result<(), String> {
         let mut call = Command::new(&node.plugin);
         let name = &self.name;
         call.env_clear()
@@ -119,15 +90,18 @@ impl Pod {
             .env("CNI_PATH", "/opt/cni/bin")
             .env(
                 "CNI_ARGS",
-                format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=front;K8S_POD_NAME={name};K8S_POD_UID=u-{name}"),
+                format!(
+                    "IgnoreUnknown=1;K8S_POD_NAMESPACE={NAMESPACE};K8S_POD_NAME={name};K8S_POD_UID=u-{name}"
+                ),
             );
         let started = call.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
         let mut child = started.expect("the plugin can be executed");
         let stdin = self.configuration(node);
-        child.stdin.take().expect("a pipe").write_all(stdin.as_bytes()).expect("the plugin reads");
+        // One that ends early says why.
+        let _ = child.stdin.take().expect("a pipe").write_all(stdin.as_bytes());
         let output = child.wait_with_output().expect("the plugin ends");
         let said = String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success(), "{command} of {name}: {said}");
+        if output.status.success() { Ok(()) } else { Err(said.into_owned()) }
     }
 
     fn configuration(&self, node: &Node) -> String {

@@ -16,19 +16,14 @@
 //! namespace without the mesh to a pod without it (`direct`): what the machine costs. Fails when the 99th of a hundred is above 50 ms
 //! in a release build, one after the other, or when agent or proxy hold more descriptors in the end than before.
 
-mod cluster;
-mod pod;
-
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use ztunnel_lab::process::{Process, Start};
-use ztunnel_lab::{Lab, Mesh, binaries, steady, traffic};
-
-use cluster::Cluster;
-use pod::{Node, Pod};
+use ztunnel_lab::cluster::{ApiServer, Node, Pod};
+use ztunnel_lab::process::Process;
+use ztunnel_lab::{Lab, Mesh, steady, traffic};
 
 const BOUND: Duration = Duration::from_millis(50);
 const DELAYS: [Duration; 3] = [Duration::ZERO, Duration::from_secs(5), Duration::from_secs(60)];
@@ -51,9 +46,9 @@ fn main() -> ExitCode {
     for server in ["echo", "plain"] {
         traffic::serve(lab.pod(server), ECHO, traffic::echo).expect("it can listen");
     }
-    let node = Node::of(&lab);
-    let cluster = Cluster::start(&lab, &node);
-    let agent = follow_kubernetes(&mut lab, &node, &cluster);
+    let node = Node::of(&lab).expect("the lab found its programs");
+    let api = node.follow_kubernetes(&mut lab);
+    let agent = node.start_agent(&lab, &api).expect("it starts");
 
     let [echo, plain] = ["echo", "plain"].map(|pod| SocketAddr::new(lab.pod(pod).ipv4(), ECHO));
     let direct = summary((0..BARE).map(|index| bare(&node, index, plain)).collect());
@@ -61,14 +56,14 @@ fn main() -> ExitCode {
     let mut slow = false;
     for (round, delay) in DELAYS.into_iter().enumerate() {
         let name = |index: usize| format!("r{round}-{index}");
-        cluster.bind((0..pods + WARM).map(name));
-        come_and_go(&node, &cluster, (0..WARM).map(name), (0, ALIVE), delay, echo);
+        api.bind((0..pods + WARM).map(name));
+        come_and_go(&node, &api, (0..WARM).map(name), (0, ALIVE), delay, echo);
         let before = held(&lab, &agent);
         let times = std::thread::scope(|scope| {
             let lines = (0..at_once).map(|line| {
                 let own = (WARM + line..WARM + pods).step_by(at_once).map(name);
-                let (node, cluster, places) = (&node, &cluster, ALIVE / at_once);
-                scope.spawn(move || come_and_go(node, cluster, own, (line * places, places), delay, echo))
+                let (node, api, places) = (&node, &api, ALIVE / at_once);
+                scope.spawn(move || come_and_go(node, api, own, (line * places, places), delay, echo))
             });
             let lines: Vec<_> = lines.collect();
             lines.into_iter().flat_map(|line| line.join().expect("no pod failed")).collect::<Vec<_>>()
@@ -91,37 +86,10 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// In the place of the lab's agent, which follows a file.
-fn follow_kubernetes(lab: &mut Lab, node: &Node, cluster: &Cluster) -> Process {
-    lab.node_mut("node1").kill_agent();
-    let handle = lab.node("node1");
-    let text = |path: std::path::PathBuf| path.display().to_string();
-    let arguments = [
-        ("--node-name", "node1".to_owned()),
-        ("--socket", text(handle.agent_socket())),
-        ("--cni-socket", text(node.cni_socket())),
-        ("--enrolled", text(node.enrolled())),
-    ];
-    let arguments = arguments.into_iter().flat_map(|(key, value)| [key.to_owned(), value]);
-    let start = Start {
-        namespace: handle.namespace(),
-        program: &binaries::find().expect("the lab found them").agent,
-        arguments: std::iter::once("--kubernetes".to_owned()).chain(arguments).collect(),
-        environment: vec![
-            ("KUBECONFIG".into(), text(cluster.kubeconfig())),
-            ("RUST_LOG".into(), "info".into()),
-        ],
-        user: None,
-        log: &handle.agent_log_path(),
-        record: &node.folder().join("agent.pid"),
-    };
-    Process::start(start).expect("it starts")
-}
-
 /// Pods one after the other, on so many places from the first. Returns how long each took to be added, and to be answered.
 fn come_and_go(
     node: &Node,
-    cluster: &Cluster,
+    api: &ApiServer,
     names: impl Iterator<Item = String>,
     (first, places): (usize, usize),
     delay: Duration,
@@ -130,19 +98,19 @@ fn come_and_go(
     let (mut alive, mut times) = (VecDeque::new(), Vec::new());
     let end = |pod: Pod| {
         pod.delete(node);
-        cluster.deleted(&pod.name);
+        api.deleted(&pod.name);
     };
     for (index, name) in names.enumerate() {
         if alive.len() == places {
             alive.pop_front().into_iter().for_each(end);
         }
-        cluster.created(&name);
+        api.created(&name);
         let pod = Pod::make(node, name, first + index % places);
         let start = Instant::now();
-        pod.add(node);
+        pod.add(node).unwrap_or_else(|error| panic!("{name} is not added: {error}", name = pod.name));
         let added = start.elapsed();
-        cluster.addressed(&pod.name, pod.ip, Instant::now() + delay);
-        pod.ask(echo);
+        api.addressed(&pod.name, pod.ip, Instant::now() + delay);
+        ask(&pod, echo);
         times.push((added, start.elapsed()));
         alive.push_back(pod);
     }
@@ -160,10 +128,14 @@ fn held(lab: &Lab, agent: &Process) -> [usize; 2] {
 fn bare(node: &Node, index: usize, plain: SocketAddr) -> Duration {
     let pod = Pod::make(node, format!("bare-{index}"), index);
     let start = Instant::now();
-    pod.ask(plain);
+    ask(&pod, plain);
     let took = start.elapsed();
     pod.remove(node);
     took
+}
+
+fn ask(pod: &Pod, server: SocketAddr) {
+    pod.ask(server, b"x").unwrap_or_else(|error| panic!("{} is not answered: {error}", pod.name));
 }
 
 fn percentile(times: &mut [Duration], part: f64) -> Duration {

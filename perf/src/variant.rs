@@ -1,0 +1,103 @@
+//! What is measured beside what.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::peer::Peer;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Variant {
+    /// Pods talk to each other without anybody between them.
+    Direct,
+    /// A relay on each node that copies bytes and does nothing else: what two hops cost.
+    Relay,
+    /// This project's proxy, with this environment besides its defaults.
+    Ours {
+        name: String,
+        environment: Vec<(String, String)>,
+    },
+    Peer(Peer),
+}
+
+/// Of which kind a variant is; what a report compares by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    Direct,
+    Relay,
+    Ours,
+    Peer,
+}
+
+impl Kind {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Relay => "relay",
+            Self::Ours => "ours",
+            Self::Peer => "the peer",
+        }
+    }
+}
+
+impl Variant {
+    pub fn ours() -> Self {
+        Self::Ours { name: "ours".to_owned(), environment: Vec::new() }
+    }
+
+    /// `NAME=VARIABLE=VALUE,...`
+    pub fn ours_with(text: &str) -> Result<Self, String> {
+        let wrong =
+            || format!("{text:?}: write NAME=VARIABLE=VALUE, and more of VARIABLE=VALUE after commas");
+        let (name, settings) = text.split_once('=').ok_or_else(wrong)?;
+        let setting = |one: &str| {
+            let (key, value) = one.split_once('=').ok_or_else(wrong)?;
+            Ok((key.to_owned(), value.to_owned()))
+        };
+        let environment = settings.split(',').map(setting).collect::<Result<_, String>>()?;
+        Ok(Self::Ours { name: name.to_owned(), environment })
+    }
+
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Direct => "direct",
+            Self::Relay => "relay",
+            Self::Ours { name, .. } => name,
+            Self::Peer(peer) => &peer.name,
+        }
+    }
+
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Direct => Kind::Direct,
+            Self::Relay => Kind::Relay,
+            Self::Ours { .. } => Kind::Ours,
+            Self::Peer(_) => Kind::Peer,
+        }
+    }
+}
+
+impl fmt::Display for Variant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_are_read() {
+        let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        let environment = vec![pair("A", "1"), pair("B", "x=y")];
+        assert_eq!(
+            Variant::ours_with("wide=A=1,B=x=y"),
+            Ok(Variant::Ours { name: "wide".to_owned(), environment })
+        );
+        for wrong in ["", "wide", "wide=A", "wide=A=1,"] {
+            assert!(Variant::ours_with(wrong).is_err(), "{wrong}");
+        }
+    }
+}

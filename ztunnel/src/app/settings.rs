@@ -36,6 +36,7 @@ pub(super) fn shared(config: &Config, feeds: &Feeds, metrics: Arc<Metrics>, drai
             user_timeout: config.sockets.user_timeout,
         },
         original_source: config.sockets.original_source,
+        plain_same_node: config.sockets.same_node == config::SameNode::Plain,
         response_baggage: config.response_baggage,
         policy_at_info: config.telemetry.policy_info,
         drain,

@@ -96,6 +96,20 @@ pub struct Sockets {
     pub user_timeout: Option<Duration>,
     /// The application sees the address of the original client.
     pub original_source: bool,
+    pub same_node: SameNode,
+}
+
+/// How a connection goes whose two ends are pods of this node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SameNode {
+    /// As any other: through a tunnel, encrypted. What an auditor asks for, and what the name of mutual TLS promises, so it is
+    /// what nobody has to ask for.
+    #[default]
+    Mtls,
+    /// From one application's socket to the other's, with no TLS between: it never leaves the two pods' loopback and this
+    /// process, which holds the keys of both and checks both certificates, revocation and policy as for a tunnel.
+    Plain,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -10,7 +10,7 @@ use serde_json::Value;
 use tracing_subscriber::filter::Targets;
 
 use super::quantity::{self, Workers};
-use super::{Mistake, Secret};
+use super::{Mistake, SameNode, Secret};
 
 /// The variables of a process, or of a test.
 #[derive(Clone, Debug, Default)]
@@ -62,6 +62,7 @@ pub(super) struct Raw {
     pub(super) local_xds_path: Option<PathBuf>,
     pub(super) local_xds: Option<String>,
     pub(super) enable_orig_src: Option<bool>,
+    pub(super) same_node: Option<SameNode>,
     pub(super) keepalive_enabled: Option<bool>,
     pub(super) keepalive_time: Option<Duration>,
     pub(super) keepalive_interval: Option<Duration>,
@@ -125,6 +126,11 @@ impl Raw {
             local_xds_path: from.non_empty("LOCAL_XDS_PATH").map(PathBuf::from),
             local_xds: from.non_empty("LOCAL_XDS"),
             enable_orig_src: from.boolean("ENABLE_ORIG_SRC"),
+            same_node: from.parsed("SAME_NODE", "mtls or plain", |text| match text {
+                "mtls" => Some(SameNode::Mtls),
+                "plain" => Some(SameNode::Plain),
+                _ => None,
+            }),
             keepalive_enabled: from.boolean("KEEPALIVE_ENABLED"),
             keepalive_time: from.duration("KEEPALIVE_TIME"),
             keepalive_interval: from.duration("KEEPALIVE_INTERVAL"),

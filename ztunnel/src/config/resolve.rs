@@ -143,6 +143,7 @@ fn sockets(raw: &Raw) -> Sockets {
         user_timeout: raw.user_timeout_enabled.unwrap_or(false).then_some(user_timeout),
         // The agent's sockets can always take the original address, so "when it succeeds" is the same as "yes".
         original_source: raw.enable_orig_src.unwrap_or(true),
+        same_node: raw.same_node.unwrap_or_default(),
     }
 }
 

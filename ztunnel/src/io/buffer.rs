@@ -3,9 +3,14 @@
 
 use std::cell::RefCell;
 use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
-use tokio::net::TcpStream;
+use tokio::net::tcp::ReadHalf;
+use tokio_util::io::poll_read_buf;
+
+use super::turn;
 
 /// Large enough that one read fills a burst of TLS records; measured against smaller ones, 256 KiB costs the least
 /// CPU per byte.
@@ -18,18 +23,26 @@ thread_local! {
     static BUFFER: RefCell<BytesMut> = RefCell::new(BytesMut::new());
 }
 
-/// Reads what the socket has, without waiting. Empty bytes mean the end of the stream.
-pub fn try_read(stream: &TcpStream) -> io::Result<Bytes> {
+/// What the socket has. Empty bytes mean the end of the stream.
+///
+/// Not `try_read`: that asks the kernel a second time after each short read, only to hear that there is nothing.
+pub fn poll_read(stream: &mut ReadHalf<'_>, context: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
     BUFFER.with_borrow_mut(|buffer| {
         if buffer.capacity() < COPY_UP_TO {
             buffer.reserve(READ_SIZE);
         }
-        let count = stream.try_read_buf(buffer)?;
+        let count = ready!(poll_read_buf(Pin::new(stream), context, buffer))?;
+        turn::spend(count);
         if count <= COPY_UP_TO {
             let bytes = Bytes::copy_from_slice(buffer);
             buffer.clear();
-            return Ok(bytes);
+            return Poll::Ready(Ok(bytes));
         }
-        Ok(buffer.split().freeze())
+        Poll::Ready(Ok(buffer.split().freeze()))
     })
+}
+
+/// Gives the buffer of this thread back; the next read makes another.
+pub(super) fn release() {
+    BUFFER.take();
 }

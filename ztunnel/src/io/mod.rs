@@ -1,11 +1,14 @@
 //! Threads and buffers of the data path: one single-threaded runtime per worker core.
 //!
-//! Owns the worker threads and the read buffer that all connections of a worker share. Knows nothing of what the
-//! workers do: each has a state `S` that is built on its own thread and never leaves it, and jobs that visit it.
+//! Owns the worker threads, the buffers that all connections of a worker share, and the turns they take. Knows nothing of
+//! what the workers do: each has a state `S` that is built on its own thread and never leaves it, and jobs that visit it.
 
 pub mod buffer;
+mod memory;
 pub mod priority;
 pub mod privileges;
+pub mod spare;
+pub mod turn;
 pub mod worker;
 
 pub use worker::Workers;

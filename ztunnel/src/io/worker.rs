@@ -7,6 +7,8 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::LocalSet;
 
+use super::memory;
+
 /// Jobs are control work (pods that come and go, dumps), so a short queue is enough.
 const QUEUED_JOBS: usize = 1024;
 /// For a worker to come to a job between its connections.
@@ -106,6 +108,7 @@ impl<S: 'static> Workers<S> {
 }
 
 async fn visit<S>(state: Rc<S>, mut jobs: mpsc::Receiver<Job<S>>) {
+    tokio::task::spawn_local(memory::give_back());
     while let Some(job) = jobs.recv().await {
         job(&state);
     }

@@ -19,7 +19,7 @@ use super::view::{Shown, View};
 use crate::identity::manager::Handle as Identities;
 use crate::io::worker::{self, Workers};
 use crate::net::listen::same_socket;
-use crate::proxy::{Live, PodFacts, PodProxy, Shared};
+use crate::proxy::{Live, Neighbours, Place, PodFacts, PodProxy, Shared};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// How often it is looked whether pods that leave have connections left.
@@ -32,6 +32,7 @@ const LAST_PAUSE: Duration = Duration::from_secs(5);
 #[derive(Default)]
 pub struct Local {
     pods: std::cell::RefCell<HashMap<String, Rc<PodProxy>>>,
+    neighbours: Rc<Neighbours>,
 }
 
 pub struct Manager {
@@ -302,7 +303,9 @@ impl Manager {
             let (demands, asker) = (self.demands.clone(), pod.uid.clone());
             let start = move |local: &Rc<Local>| {
                 let ask = Box::new(move |count| demands.add(&asker, worker, count));
-                let pod = PodProxy::start(facts.clone(), shared, svid, share, ask, live, stop)?;
+                let neighbours = local.neighbours.clone();
+                let place = Place { live, neighbours, stop };
+                let pod = PodProxy::start(facts.clone(), shared, svid, share, ask, place)?;
                 local.pods.borrow_mut().insert(facts.uid.clone(), pod);
                 Ok(())
             };

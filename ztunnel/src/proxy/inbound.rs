@@ -8,17 +8,17 @@ use tokio_util::sync::CancellationToken;
 use ztunnel_model::{Authority, LocalAddr, PeerAddr, Workload};
 
 use super::failure::{self, Inbound as Failure};
-use super::live::Direction;
-use super::{CERTIFICATE_DEADLINE, LiveConnection, PodProxy, STOCK_DEADLINE};
+use super::live::{Direction, Listed};
+use super::{CERTIFICATE_DEADLINE, LiveConnection, PodProxy};
 use crate::hbone::server::{self, Incoming};
 use crate::hbone::stream::Stream;
-use crate::hbone::{DIAL_DEADLINE, HANDSHAKE_DEADLINE, headers};
+use crate::hbone::{HANDSHAKE_DEADLINE, headers};
 use crate::net::listen::Accepted;
 use crate::net::socket::reset_on_close;
 use crate::policy::{self, AuthorizedConnection};
 use crate::relay::{Side, relay, tcp};
 use crate::route::inbound::{Target, service_of, tunnelled};
-use crate::telemetry::events::{self, Endpoint, Facts, HandshakeFailed, Rejection, Reporter};
+use crate::telemetry::events::{self, Endpoint, Facts, HandshakeFailed, Rejection, Reporter, Security};
 use crate::tls;
 use crate::tls::verify::{Peer, VerifiedPeer};
 
@@ -35,6 +35,8 @@ struct Established {
     stream: Stream,
     app: TcpStream,
     authorized: AuthorizedConnection,
+    event: events::Connection,
+    _listed: Listed,
 }
 
 pub(super) async fn serve(pod: Rc<PodProxy>, accepted: Accepted) {
@@ -83,44 +85,16 @@ pub(super) async fn serve(pod: Rc<PodProxy>, accepted: Accepted) {
     }
 }
 
-async fn serve_stream(tunnel: Rc<Tunnel>, mut incoming: Incoming, revoked: CancellationToken) {
-    let pod = &tunnel.pod;
-    let authority = incoming.authority_text().to_owned();
-    let (own, target) = match target(&tunnel, &incoming).await {
-        Ok(found) => found,
-        Err(failure) => {
-            let (rejection, status) = (Rejection::Request, failure.status());
-            let (src, dst, error) = (tunnel.addr.addr(), tunnel.local.addr(), failure.to_string());
-            HandshakeFailed { src, dst, rejection, error }.emit(&pod.shared.metrics);
-            return incoming.refuse(status);
-        }
-    };
-    let event =
-        events::Connection::open(&pod.shared.metrics, facts(&tunnel, &own, target, authority, &incoming));
-    let original_dst = headers::forwarded_host(incoming.headers()).map(str::to_owned);
-    let Established { stream, app, authorized } = match establish(&tunnel, &own, target, &mut incoming).await
-    {
-        Ok((authorized, app)) => {
-            let answer =
-                if pod.shared.response_baggage { headers::response(&own) } else { http::HeaderMap::new() };
-            match incoming.accept(answer) {
-                Ok(stream) => Established { stream, app, authorized },
-                Err(error) => return event.finish(Err(Failure::Answer(error).into())),
-            }
-        }
-        Err(failure) => {
-            incoming.refuse(failure.status());
-            return event.finish(Err(failure.into()));
-        }
-    };
-    let _listed = pod.live.add(LiveConnection {
-        direction: Direction::Inbound,
-        src: tunnel.addr.addr(),
-        original_dst,
-        actual_dst: target.addr(),
-        protocol: "HBONE",
-    });
-    let halves = tcp::halves(&app, Side::Application);
+async fn serve_stream(tunnel: Rc<Tunnel>, incoming: Incoming, revoked: CancellationToken) {
+    // Boxed, and with it gone before the relay begins: opening takes more memory than all the life that follows.
+    if let Some(established) = Box::pin(open_stream(&tunnel, incoming)).await {
+        carry(established, &revoked).await;
+    }
+}
+
+async fn carry(established: Established, revoked: &CancellationToken) {
+    let Established { stream, mut app, authorized, event, _listed } = established;
+    let halves = tcp::halves(&mut app, Side::Application);
     let relayed = relay(
         halves,
         stream.halves(),
@@ -138,6 +112,49 @@ async fn serve_stream(tunnel: Rc<Tunnel>, mut incoming: Incoming, revoked: Cance
     event.finish(result.map_err(Into::into));
 }
 
+/// The way to the application, and the answer to the peer; none when it was refused or failed, which is told then.
+async fn open_stream(tunnel: &Tunnel, mut incoming: Incoming) -> Option<Established> {
+    let pod = &tunnel.pod;
+    let authority = incoming.authority_text().to_owned();
+    let (own, target) = match target(tunnel, &incoming).await {
+        Ok(found) => found,
+        Err(failure) => {
+            let (rejection, status) = (Rejection::Request, failure.status());
+            let (src, dst, error) = (tunnel.addr.addr(), tunnel.local.addr(), failure.to_string());
+            HandshakeFailed { src, dst, rejection, error }.emit(&pod.shared.metrics);
+            incoming.refuse(status);
+            return None;
+        }
+    };
+    let event =
+        events::Connection::open(&pod.shared.metrics, facts(tunnel, &own, target, authority, &incoming));
+    let original_dst = headers::forwarded_host(incoming.headers()).map(str::to_owned);
+    let (authorized, app) = match establish(tunnel, &own, target, &mut incoming).await {
+        Ok(established) => established,
+        Err(failure) => {
+            incoming.refuse(failure.status());
+            event.finish(Err(failure.into()));
+            return None;
+        }
+    };
+    let answer = if pod.shared.response_baggage { headers::response(&own) } else { http::HeaderMap::new() };
+    let stream = match incoming.accept(answer) {
+        Ok(stream) => stream,
+        Err(error) => {
+            event.finish(Err(Failure::Answer(error).into()));
+            return None;
+        }
+    };
+    let _listed = pod.live.add(LiveConnection {
+        direction: Direction::Inbound,
+        src: tunnel.addr.addr(),
+        original_dst,
+        actual_dst: target.addr(),
+        protocol: "HBONE",
+    });
+    Some(Established { stream, app, authorized, event, _listed })
+}
+
 /// What the request asks for, before policy.
 async fn target(tunnel: &Tunnel, incoming: &Incoming) -> Result<(Arc<Workload>, Target), Failure> {
     if incoming.method() != http::Method::CONNECT {
@@ -150,33 +167,22 @@ async fn target(tunnel: &Tunnel, incoming: &Incoming) -> Result<(Arc<Workload>, 
     Ok((own, target))
 }
 
-/// Policy first, then the application; the answer to the peer comes after both.
+/// The answer to the peer comes after both policy and application.
 async fn establish(
     tunnel: &Tunnel,
     own: &Arc<Workload>,
     target: Target,
     incoming: &mut Incoming,
 ) -> Result<(AuthorizedConnection, TcpStream), Failure> {
-    let pod = &tunnel.pod;
     let facts = policy::Facts {
         peer: Peer::Verified(tunnel.peer.clone()),
         source: tunnel.addr.addr(),
         destination: target.addr(),
     };
-    let authorized = pod.enforcer.authorize(facts, own.clone())?;
-    let connected = async {
-        let socket = pod.stock.take(STOCK_DEADLINE).await?;
-        let app = authorized
-            .connect_app(socket, pod.shared.original_source, DIAL_DEADLINE, &pod.shared.sockets)
-            .await?;
-        Ok::<_, Failure>(app)
-    };
-    let app = tokio::select! {
-        app = connected => app?,
-        denied = authorized.revoked() => return Err(Failure::Revoked(denied)),
-        () = incoming.abandoned() => return Err(Failure::Abandoned),
-    };
-    Ok((authorized, app))
+    tokio::select! {
+        connected = tunnel.pod.to_app(facts, own.clone()) => connected,
+        () = incoming.abandoned() => Err(Failure::Abandoned),
+    }
 }
 
 fn facts(
@@ -205,7 +211,7 @@ fn facts(
         destination_service: service_of(&snapshot, own, target, host),
         source_principal: Some(tunnel.peer.identity().clone()),
         destination_principal: Some(tunnel.pod.facts.identity.clone()),
-        mutual_tls: true,
+        security: Security::MutualTls,
         trace: headers::trace(incoming.headers()),
     }
 }

@@ -7,6 +7,7 @@
 pub mod failure;
 pub mod inbound;
 mod live;
+mod neighbour;
 pub mod outbound;
 mod own;
 pub mod passthrough;
@@ -20,8 +21,9 @@ use std::time::Duration;
 
 use futures::future::LocalBoxFuture;
 use redirect::client::Listeners;
+use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
-use ztunnel_model::{Identity, Network, Text};
+use ztunnel_model::{Identity, Network, Text, Workload};
 
 use crate::hbone;
 use crate::hbone::pool::Pool;
@@ -29,13 +31,14 @@ use crate::identity::manager::PodSvid;
 use crate::net::listen::{Accepted, Listener};
 use crate::net::socket::Options;
 use crate::net::stock::{Ask, Budget, Stock};
-use crate::policy::Enforcer;
+use crate::policy::{self, AuthorizedConnection, Enforcer};
 use crate::shutdown::Drain;
 use crate::state::{Demand, Reader, Snapshot};
 use crate::telemetry::Metrics;
 use crate::telemetry::events::Reporter;
 use failure::DialFailure;
 pub use live::{Direction, Live, LiveConnection};
+pub use neighbour::Neighbours;
 
 /// How long a connection waits for the pod's certificate.
 const CERTIFICATE_DEADLINE: Duration = Duration::from_secs(10);
@@ -56,6 +59,8 @@ pub struct Shared {
     pub hbone: hbone::Settings,
     pub sockets: Options,
     pub original_source: bool,
+    /// Connections between pods of this node go without TLS.
+    pub plain_same_node: bool,
     pub response_baggage: bool,
     pub policy_at_info: bool,
     pub drain: Drain,
@@ -73,6 +78,14 @@ pub struct PodFacts {
     pub identity: Identity,
 }
 
+/// Where a pod is served.
+pub struct Place {
+    /// Its connections there.
+    pub live: Live,
+    pub neighbours: Rc<Neighbours>,
+    pub stop: CancellationToken,
+}
+
 /// One pod on one worker.
 pub struct PodProxy {
     facts: Arc<PodFacts>,
@@ -82,6 +95,8 @@ pub struct PodProxy {
     pool: Rc<Pool<DialFailure>>,
     enforcer: Rc<Enforcer>,
     live: Live,
+    neighbours: Rc<Neighbours>,
+    vouchers: neighbour::Vouchers,
     /// Ends the accepting on the listeners in use.
     listening: RefCell<CancellationToken>,
     /// Ends everything of this pod at once.
@@ -89,15 +104,14 @@ pub struct PodProxy {
 }
 
 impl PodProxy {
-    /// Starts to serve the pod on this worker, until `stop`.
+    /// Starts to serve the pod on this worker, until its place's `stop`.
     pub fn start(
         facts: Arc<PodFacts>,
         shared: Arc<Shared>,
         svid: PodSvid,
         listeners: Listeners,
         ask: Ask,
-        live: Live,
-        stop: CancellationToken,
+        Place { live, neighbours, stop }: Place,
     ) -> std::io::Result<Rc<Self>> {
         let stock = Stock::new(shared.stocks.clone(), ask);
         let pool = Pool::new(shared.hbone.clone(), stop.clone());
@@ -112,10 +126,13 @@ impl PodProxy {
             pool,
             enforcer,
             live,
+            neighbours,
+            vouchers: neighbour::Vouchers::default(),
             listening: RefCell::default(),
             stop,
         });
         pod.listen(listeners)?;
+        pod.neighbours.add(&pod);
         pod.keep_house();
         Ok(pod)
     }
@@ -133,6 +150,27 @@ impl PodProxy {
         });
         self.accept(hbone, Reporter::Destination, |pod, accepted| Box::pin(inbound::serve(pod, accepted)));
         Ok(())
+    }
+
+    /// Policy first, then the application, which is dialled only for what policy allows.
+    async fn to_app(
+        &self,
+        facts: policy::Facts,
+        own: Arc<Workload>,
+    ) -> Result<(AuthorizedConnection, TcpStream), failure::Inbound> {
+        let authorized = self.enforcer.authorize(facts, own)?;
+        let connected = async {
+            let socket = self.stock.take(STOCK_DEADLINE).await?;
+            let source = self.shared.original_source;
+            let app =
+                authorized.connect_app(socket, source, hbone::DIAL_DEADLINE, &self.shared.sockets).await?;
+            Ok::<_, failure::Inbound>(app)
+        };
+        let app = tokio::select! {
+            app = connected => app?,
+            denied = authorized.revoked() => return Err(failure::Inbound::Revoked(denied)),
+        };
+        Ok((authorized, app))
     }
 
     /// Sockets that the agent sent for this worker.

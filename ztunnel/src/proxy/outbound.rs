@@ -9,7 +9,8 @@ use tokio::net::TcpStream;
 use ztunnel_model::{Hop, Workload, WorkloadUid};
 
 use super::failure::{DialFailure, Outbound as Failure};
-use super::live::Direction;
+use super::live::{Direction, Listed};
+use super::neighbour::{self, Beside, Call};
 use super::{CERTIFICATE_DEADLINE, LiveConnection, PodProxy, STOCK_DEADLINE};
 use crate::hbone::client::Connected;
 use crate::hbone::headers;
@@ -20,7 +21,7 @@ use crate::net::socket::reset_on_close;
 use crate::relay::{Side, relay, tcp};
 use crate::route::outbound::{Route, addressed_service, route};
 use crate::state::Snapshot;
-use crate::telemetry::events::{self, EarlyDeny, Endpoint, Facts, Reporter, Trace};
+use crate::telemetry::events::{self, EarlyDeny, Endpoint, Facts, Reporter, Security, Trace};
 use crate::tls;
 
 /// Endpoints of a service that one connection tries at most.
@@ -29,64 +30,79 @@ const ATTEMPTS: usize = 3;
 /// The far side of a connected route.
 enum Far {
     Stream(Connected),
+    Beside(Box<Beside>),
     Tcp(TcpStream),
 }
 
+/// A connection whose far side answered.
+struct Opened {
+    far: Far,
+    event: events::Connection,
+    _listed: Listed,
+}
+
 pub(super) async fn serve(pod: Rc<PodProxy>, accepted: Accepted) {
-    let deny = |error: String| {
-        EarlyDeny {
-            reporter: Reporter::Source,
-            src: accepted.peer.addr(),
-            dst: accepted.orig_dst.addr(),
-            error,
-        }
-        .emit();
-        reset_on_close(&accepted.stream);
+    // Boxed, and with it gone before the relay begins: opening takes more memory than all the life that follows.
+    let Some(opened) = Box::pin(open(&pod, &accepted)).await else {
+        return reset_on_close(&accepted.stream);
     };
-    let own = pod.own_or_said();
-    if let Some(demand) = &pod.shared.demand {
-        let known = demand.owner(&own.network, accepted.orig_dst.ip(), &own.namespace).await;
-        if let Err(unanswered) = known {
-            return deny(unanswered.to_string());
-        }
-    }
-    let snapshot = pod.shared.reader.snapshot();
-    let (started, trace) = (Instant::now(), Trace::random());
-    let (route, connected) = match connect(&pod, &snapshot, &own, &accepted, trace).await {
-        Ok((route, far)) => (route, Ok(far)),
-        Err((Some(route), failure)) => (route, Err(failure)),
-        Err((None, failure)) => (Route::Passthrough { addr: accepted.orig_dst.addr() }, Err(failure)),
-    };
-    drop(snapshot);
-    let event = events::Connection::open_since(
-        &pod.shared.metrics,
-        facts(&pod, &own, &accepted, trace, &route),
-        started,
-    );
-    let far = match connected {
-        Ok(far) => far,
-        Err(failure) => {
-            reset_on_close(&accepted.stream);
-            return event.finish(Err(failure.into()));
-        }
-    };
-    let _listed = pod.live.add(listing(&accepted, &route));
-    let app = tcp::halves(&accepted.stream, Side::Application);
+    carry(&pod, accepted.stream, opened).await;
+}
+
+async fn carry(pod: &PodProxy, mut app: TcpStream, Opened { far, event, _listed }: Opened) {
     let (up, down) = (|count| event.add_received(count as u64), |count| event.add_sent(count as u64));
     let result = match far {
         Far::Stream(connected) => {
+            let app = tcp::halves(&mut app, Side::Application);
             let result = relay(app, connected.stream.halves(), up, down).await;
             let revoked = connected.hold.revoked();
             result.map_err(|broken| revoked.map_or_else(|| broken.into(), Failure::Revoked))
         }
-        Far::Tcp(stream) => {
-            relay(app, tcp::halves(&stream, Side::Far), up, down).await.map_err(Failure::from)
+        Far::Beside(beside) => neighbour::carry(&mut app, &event, *beside).await,
+        Far::Tcp(mut stream) => {
+            let app = tcp::halves(&mut app, Side::Application);
+            relay(app, tcp::halves(&mut stream, Side::Far), up, down).await.map_err(Failure::from)
         }
     };
     if matches!(result, Err(Failure::Revoked(_))) {
         pod.shared.metrics.count_crl_rejection(Reporter::Source);
     }
     event.finish(result.map_err(Into::into));
+}
+
+/// The way to the destination; none when it was refused or failed, which is told then.
+async fn open(pod: &Rc<PodProxy>, accepted: &Accepted) -> Option<Opened> {
+    let own = pod.own_or_said();
+    if let Some(demand) = &pod.shared.demand {
+        let known = demand.owner(&own.network, accepted.orig_dst.ip(), &own.namespace).await;
+        if let Err(unanswered) = known {
+            let (src, dst) = (accepted.peer.addr(), accepted.orig_dst.addr());
+            EarlyDeny { reporter: Reporter::Source, src, dst, error: unanswered.to_string() }.emit();
+            return None;
+        }
+    }
+    let snapshot = pod.shared.reader.snapshot();
+    let (started, trace) = (Instant::now(), Trace::random());
+    let (route, connected) = match connect(pod, &snapshot, &own, accepted, trace).await {
+        Ok((route, far)) => (route, Ok(far)),
+        Err((Some(route), failure)) => (route, Err(failure)),
+        Err((None, failure)) => (Route::Passthrough { addr: accepted.orig_dst.addr() }, Err(failure)),
+    };
+    drop(snapshot);
+    let security = match (&route, &connected) {
+        (Route::Hbone { .. }, Ok(Far::Beside(_))) => Security::SameNode,
+        (Route::Hbone { .. }, _) => Security::MutualTls,
+        (Route::Tcp { .. } | Route::Passthrough { .. }, _) => Security::Plaintext,
+    };
+    let facts = facts(pod, &own, accepted, trace, &route, security);
+    let event = events::Connection::open_since(&pod.shared.metrics, facts, started);
+    match connected {
+        Ok(far) => Some(Opened { event, _listed: pod.live.add(listing(accepted, &route, &far)), far }),
+        Err(failure) => {
+            event.finish(Err(failure.into()));
+            None
+        }
+    }
 }
 
 /// Tries endpoints until one answers. The route that comes with an error is the last one tried.
@@ -138,6 +154,11 @@ async fn attempt(
 ) -> Result<Far, Failure> {
     match route {
         Route::Hbone { hop, authority, .. } => {
+            if let Some(to) = neighbour::find(pod, route) {
+                let call = Call { own, accepted, route, trace };
+                let beside = neighbour::connect(pod, &to, (hop, *authority), call).await?;
+                return Ok(Far::Beside(Box::new(beside)));
+            }
             let key = pool::Key { hop: hop.clone(), source: accepted.peer.ip() };
             let service = addressed_service(route).map(|key| key.hostname.as_str());
             let headers = headers::request(own, accepted.peer.addr(), service, trace);
@@ -180,13 +201,24 @@ fn source(application: IpAddr, hop: IpAddr) -> Option<IpAddr> {
     (application.is_ipv4() == hop.is_ipv4() && !application.is_loopback()).then_some(application)
 }
 
-fn facts(pod: &PodProxy, own: &Arc<Workload>, accepted: &Accepted, trace: Trace, route: &Route) -> Facts {
+fn facts(
+    pod: &PodProxy,
+    own: &Arc<Workload>,
+    accepted: &Accepted,
+    trace: Trace,
+    route: &Route,
+    security: Security,
+) -> Facts {
     let (dst, hbone_addr, upstream) = match route {
+        // Nothing goes to the port of the tunnels.
+        Route::Hbone { authority, upstream, .. } if security == Security::SameNode => {
+            (*authority, None, Some(upstream))
+        }
         Route::Hbone { hop, authority, upstream } => (hop.addr, Some(authority.to_string()), Some(upstream)),
         Route::Tcp { addr, upstream } => (*addr, None, Some(upstream)),
         Route::Passthrough { addr } => (*addr, None, None),
     };
-    let mutual_tls = hbone_addr.is_some();
+    let proven = security != Security::Plaintext;
     let service = upstream.and_then(|upstream| upstream.service.as_ref());
     Facts {
         reporter: Reporter::Source,
@@ -197,19 +229,18 @@ fn facts(pod: &PodProxy, own: &Arc<Workload>, accepted: &Accepted, trace: Trace,
         destination: upstream
             .map_or(Endpoint::Unknown, |upstream| Endpoint::Workload(upstream.workload.clone())),
         destination_service: service.cloned(),
-        source_principal: mutual_tls.then(|| pod.facts.identity.clone()),
-        destination_principal: upstream
-            .filter(|_| mutual_tls)
-            .map(|upstream| upstream.workload.identity.clone()),
-        mutual_tls,
+        source_principal: proven.then(|| pod.facts.identity.clone()),
+        destination_principal: upstream.filter(|_| proven).map(|upstream| upstream.workload.identity.clone()),
+        security,
         trace: Some(trace),
     }
 }
 
-fn listing(accepted: &Accepted, route: &Route) -> LiveConnection {
-    let (actual_dst, protocol) = match route {
-        Route::Hbone { hop, .. } => (hop.addr, "HBONE"),
-        Route::Tcp { addr, .. } | Route::Passthrough { addr } => (*addr, "TCP"),
+fn listing(accepted: &Accepted, route: &Route, far: &Far) -> LiveConnection {
+    let (actual_dst, protocol) = match (route, far) {
+        (Route::Hbone { authority, .. }, Far::Beside(_)) => (*authority, "TCP"),
+        (Route::Hbone { hop, .. }, _) => (hop.addr, "HBONE"),
+        (Route::Tcp { addr, .. } | Route::Passthrough { addr }, _) => (*addr, "TCP"),
     };
     LiveConnection {
         direction: Direction::Outbound,

@@ -3,22 +3,20 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use tokio::net::TcpStream;
 use ztunnel_model::Workload;
 
 use super::failure::Inbound as Failure;
 use super::live::Direction;
-use super::{LiveConnection, PodProxy, STOCK_DEADLINE};
-use crate::hbone::DIAL_DEADLINE;
+use super::{LiveConnection, PodProxy};
 use crate::net::listen::Accepted;
 use crate::net::socket::reset_on_close;
-use crate::policy::{self, AuthorizedConnection};
+use crate::policy;
 use crate::relay::{Side, relay, tcp};
 use crate::route::inbound::{Target, plaintext, service_of};
-use crate::telemetry::events::{self, EarlyDeny, Endpoint, Facts, Reporter};
+use crate::telemetry::events::{self, EarlyDeny, Endpoint, Facts, Reporter, Security};
 use crate::tls::verify::{Peer, Unproven};
 
-pub(super) async fn serve(pod: Rc<PodProxy>, accepted: Accepted) {
+pub(super) async fn serve(pod: Rc<PodProxy>, mut accepted: Accepted) {
     let deny = |failure: Failure| {
         let (src, dst) = (accepted.peer.addr(), accepted.orig_dst.addr());
         EarlyDeny { reporter: Reporter::Destination, src, dst, error: failure.to_string() }.emit();
@@ -32,7 +30,12 @@ pub(super) async fn serve(pod: Rc<PodProxy>, accepted: Accepted) {
         return deny(Failure::UnknownWorkload);
     };
     let event = events::Connection::open(&pod.shared.metrics, facts(&pod, &own, &accepted, target));
-    let (authorized, app) = match establish(&pod, &own, &accepted, target).await {
+    let about = policy::Facts {
+        peer: Peer::Plaintext(Unproven::OutsideTunnel),
+        source: accepted.peer.addr(),
+        destination: target.addr(),
+    };
+    let (authorized, mut app) = match Box::pin(pod.to_app(about, own)).await {
         Ok(established) => established,
         Err(failure) => {
             reset_on_close(&accepted.stream);
@@ -46,7 +49,8 @@ pub(super) async fn serve(pod: Rc<PodProxy>, accepted: Accepted) {
         actual_dst: target.addr(),
         protocol: "TCP",
     });
-    let (near, far) = (tcp::halves(&app, Side::Application), tcp::halves(&accepted.stream, Side::Far));
+    let (near, far) =
+        (tcp::halves(&mut app, Side::Application), tcp::halves(&mut accepted.stream, Side::Far));
     let relayed =
         relay(near, far, |count| event.add_sent(count as u64), |count| event.add_received(count as u64));
     let result = tokio::select! {
@@ -58,25 +62,6 @@ pub(super) async fn serve(pod: Rc<PodProxy>, accepted: Accepted) {
         reset_on_close(&accepted.stream);
     }
     event.finish(result.map_err(Into::into));
-}
-
-async fn establish(
-    pod: &PodProxy,
-    own: &Arc<Workload>,
-    accepted: &Accepted,
-    target: Target,
-) -> Result<(AuthorizedConnection, TcpStream), Failure> {
-    let facts = policy::Facts {
-        peer: Peer::Plaintext(Unproven::OutsideTunnel),
-        source: accepted.peer.addr(),
-        destination: target.addr(),
-    };
-    let authorized = pod.enforcer.authorize(facts, own.clone())?;
-    let socket = pod.stock.take(STOCK_DEADLINE).await?;
-    let app = authorized
-        .connect_app(socket, pod.shared.original_source, DIAL_DEADLINE, &pod.shared.sockets)
-        .await?;
-    Ok((authorized, app))
 }
 
 fn facts(pod: &PodProxy, own: &Arc<Workload>, accepted: &Accepted, target: Target) -> Facts {
@@ -94,7 +79,7 @@ fn facts(pod: &PodProxy, own: &Arc<Workload>, accepted: &Accepted, target: Targe
         destination_service: service_of(&snapshot, own, target, None),
         source_principal: None,
         destination_principal: None,
-        mutual_tls: false,
+        security: Security::Plaintext,
         trace: None,
     }
 }

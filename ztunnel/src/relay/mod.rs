@@ -10,11 +10,11 @@
 pub mod tcp;
 
 use std::cell::Cell;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
-use tokio::sync::Notify;
 
 /// Why a direction ended early.
 #[derive(Debug, thiserror::Error)]
@@ -100,23 +100,26 @@ where
     }
 }
 
-/// Whether a side said that it sends nothing more.
+/// Whether a side said that it sends nothing more. The other direction alone waits for it.
 #[derive(Default)]
 struct Ended {
     said: Cell<bool>,
-    heard: Notify,
+    waiting: Cell<Option<Waker>>,
 }
 
 impl Ended {
     fn say(&self) {
         self.said.set(true);
-        self.heard.notify_waiters();
+        self.waiting.take().into_iter().for_each(Waker::wake);
     }
 
-    async fn wait(&self) {
-        if !self.said.get() {
-            self.heard.notified().await;
+    fn poll(&self, context: &mut Context<'_>) -> Poll<()> {
+        if self.said.get() {
+            return Poll::Ready(());
         }
+        let known = self.waiting.take().filter(|known| known.will_wake(context.waker()));
+        self.waiting.set(Some(known.unwrap_or_else(|| context.waker().clone())));
+        Poll::Pending
     }
 }
 
@@ -133,7 +136,7 @@ async fn carry<R: Receive, T: Transmit>(
         let received = tokio::select! {
             biased;
             received = from.receive() => received?,
-            broken = async { to_ended.wait().await; to.reset().await } => return Err(broken),
+            broken = async { poll_fn(|context| to_ended.poll(context)).await; to.reset().await } => return Err(broken),
         };
         let Some(bytes) = received else { break };
         let length = bytes.len();

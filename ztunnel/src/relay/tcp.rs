@@ -1,36 +1,34 @@
 //! A TCP connection as a side of the relay.
 
+use std::future::poll_fn;
 use std::io;
+use std::pin::Pin;
 
 use bytes::{Buf, Bytes};
-use tokio::io::Interest;
+use tokio::io::{AsyncWrite, Interest};
 use tokio::net::TcpStream;
+use tokio::net::tcp::{ReadHalf, WriteHalf};
 
 use super::{Broken, Receive, Side, Transmit};
 use crate::io::buffer;
 use crate::net::socket::{end_sending, reset_on_close};
 
 /// The two directions of a TCP connection.
-pub fn halves(stream: &TcpStream, side: Side) -> (TcpReceive<'_>, TcpTransmit<'_>) {
-    (TcpReceive { stream, side }, TcpTransmit { stream, side })
+pub fn halves(stream: &mut TcpStream, side: Side) -> (TcpReceive<'_>, TcpTransmit<'_>) {
+    let (read, write) = stream.split();
+    (TcpReceive { read, side }, TcpTransmit { write, side })
 }
 
 pub struct TcpReceive<'a> {
-    stream: &'a TcpStream,
+    read: ReadHalf<'a>,
     side: Side,
 }
 
 impl Receive for TcpReceive<'_> {
     async fn receive(&mut self) -> Result<Option<Bytes>, Broken> {
-        loop {
-            match buffer::try_read(self.stream) {
-                Ok(bytes) if bytes.is_empty() => return Ok(None),
-                Ok(bytes) => return Ok(Some(bytes)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.stream.readable().await.map_err(|error| broken(error, self.side))?;
-                }
-                Err(error) => return Err(broken(error, self.side)),
-            }
+        match poll_fn(|context| buffer::poll_read(&mut self.read, context)).await {
+            Ok(bytes) => Ok((!bytes.is_empty()).then_some(bytes)),
+            Err(error) => Err(broken(error, self.side)),
         }
     }
 
@@ -38,26 +36,21 @@ impl Receive for TcpReceive<'_> {
 }
 
 pub struct TcpTransmit<'a> {
-    stream: &'a TcpStream,
+    write: WriteHalf<'a>,
     side: Side,
 }
 
 impl Transmit for TcpTransmit<'_> {
     async fn transmit(&mut self, mut bytes: Bytes) -> Result<(), Broken> {
         while !bytes.is_empty() {
-            match self.stream.try_write(&bytes) {
-                Ok(count) => bytes.advance(count),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.stream.writable().await.map_err(|error| broken(error, self.side))?;
-                }
-                Err(error) => return Err(broken(error, self.side)),
-            }
+            let written = poll_fn(|context| Pin::new(&mut self.write).poll_write(context, &bytes)).await;
+            bytes.advance(written.map_err(|error| broken(error, self.side))?);
         }
         Ok(())
     }
 
     async fn finish(&mut self) -> Result<(), Broken> {
-        match end_sending(self.stream) {
+        match end_sending(self.write.as_ref()) {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
             Err(error) => Err(broken(error, self.side)),
@@ -65,14 +58,14 @@ impl Transmit for TcpTransmit<'_> {
     }
 
     async fn reset(&mut self) -> Broken {
-        match self.stream.ready(Interest::ERROR).await {
+        match self.write.ready(Interest::ERROR).await {
             Ok(_) => Broken::Reset(self.side),
             Err(error) => broken(error, self.side),
         }
     }
 
     fn abort(&mut self) {
-        reset_on_close(self.stream);
+        reset_on_close(self.write.as_ref());
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
 
-use super::events::{Endpoint, Facts, Flag};
+use super::events::{Endpoint, Facts, Flag, Security};
 use super::names;
 
 /// Sets of labels kept. At about 3 KiB each in the counters and in one scrape, this is what a proxy can afford.
@@ -166,7 +166,16 @@ fn values_without_names(facts: &Facts) -> String {
 fn put_connection(joined: &mut String, facts: &Facts) {
     put(joined, "tcp");
     put(joined, Flag::None.as_str());
-    put(joined, if facts.mutual_tls { "mutual_tls" } else { UNKNOWN });
+    put(joined, security(facts.security));
+}
+
+/// What no tunnel protects has a word of its own: who looks for plaintext must not find it, nor who counts mutual TLS.
+fn security(security: Security) -> &'static str {
+    match security {
+        Security::MutualTls => "mutual_tls",
+        Security::SameNode => "same_node",
+        Security::Plaintext => UNKNOWN,
+    }
 }
 
 fn put(joined: &mut String, value: &str) {
@@ -304,7 +313,7 @@ mod tests {
             destination_service: None,
             source_principal: None,
             destination_principal: None,
-            mutual_tls: false,
+            security: Security::Plaintext,
             ..facts()
         };
         let joined = values(&nothing);

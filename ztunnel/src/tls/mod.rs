@@ -20,6 +20,7 @@ pub mod server;
 mod stream;
 pub mod svid;
 pub mod verify;
+pub mod vouch;
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;

@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use super::error;
 use super::record::{self, Delivery, Incoming, Outgoing, Session};
 use super::revocation::Tracked;
+use crate::io::turn;
 
 /// The encrypted byte stream that a handshake leaves behind. It ends with `close_notify`: a bare FIN reads as an error
 /// (`UnexpectedEof`), because nobody can tell it from a cut.
@@ -106,6 +107,7 @@ impl Stream {
         let read = Pin::new(&mut self.tcp).poll_read(cx, &mut space);
         let count = space.filled().len();
         self.incoming.filled(count);
+        turn::spend(count);
         if count == 0 {
             self.incoming.park();
         }
@@ -146,6 +148,7 @@ impl Stream {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         let sealed = self.outgoing.seal(&mut self.session, pieces).map_err(failure)?;
+        turn::spend(sealed);
         // What the socket does not take now, the next write or flush sends.
         let _ = self.send(cx)?;
         Poll::Ready(Ok(sealed))

@@ -141,6 +141,14 @@ impl Svid {
         Tracked::new(chain, Arc::clone(self.trust.roots_at(now)), now, self.trust.revocations().clone())
     }
 
+    pub(super) fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.chain
+    }
+
+    pub(super) fn trust(&self) -> &Trust {
+        &self.trust
+    }
+
     pub fn identity(&self) -> &Identity {
         &self.identity
     }

@@ -1,4 +1,5 @@
-//! Who the other end is, a [`Peer`]. A [`VerifiedPeer`] is made here and nowhere else, out of a finished handshake.
+//! Who the other end is, a [`Peer`]. A [`VerifiedPeer`] is made here and nowhere else, out of a finished handshake, or where both
+//! ends are SVIDs of this process, out of the same judgement (`vouch`).
 //!
 //! Both verifiers first let webpki check the chain (signatures, roots, expiry, key usage), then read the identity. A
 //! leaf must hold exactly one SPIFFE URI SAN: with two, the rule that admits the peer and the policy that judges it
@@ -262,6 +263,38 @@ impl ServerVerifier {
     pub(super) fn new(trust: Trust, expected: IdentitySet) -> Self {
         Self { trust, expected }
     }
+}
+
+/// What a client with this trust finds of a server's chain, which is not empty.
+pub(super) fn judge_server(
+    trust: &Trust,
+    expected: &IdentitySet,
+    chain: &[CertificateDer<'_>],
+) -> Result<(), Refused> {
+    let verifier = ServerVerifier::new(trust.clone(), expected.clone());
+    let unnamed = ServerName::IpAddress(std::net::Ipv4Addr::UNSPECIFIED.into());
+    let (leaf, intermediates) = chain.split_first().ok_or(Refused::NoCertificate)?;
+    forget_finding();
+    let verdict = verifier.verify_server_cert(leaf, intermediates, &unnamed, &[], UnixTime::now());
+    verdict.map(drop).map_err(|error| found(leaf, error))
+}
+
+/// What a server with this trust finds of a client's chain.
+pub(super) fn judge_client(
+    trust: &Trust,
+    trust_domain: &str,
+    chain: &[CertificateDer<'_>],
+) -> Result<VerifiedPeer, Refused> {
+    let (leaf, intermediates) = chain.split_first().ok_or(Refused::NoCertificate)?;
+    forget_finding();
+    ClientVerifier::new(trust, trust_domain)
+        .and_then(|verifier| verifier.verify_client_cert(leaf, intermediates, UnixTime::now()))
+        .map_err(|error| found(leaf, error))?;
+    Ok(VerifiedPeer { identity: spiffe_identity(leaf)? })
+}
+
+fn found(leaf: &CertificateDer<'_>, source: rustls::Error) -> Refused {
+    finding().unwrap_or_else(|| Refused::Chain { claimed: spiffe_sans(leaf).unwrap_or_default(), source })
 }
 
 impl ServerCertVerifier for ServerVerifier {

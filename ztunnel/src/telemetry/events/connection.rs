@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use tracing::{Level, event};
 
-use super::{Facts, Failure, Flag, Reporter};
+use super::{Facts, Failure, Flag, Reporter, Security};
 use crate::telemetry::Metrics;
 use crate::telemetry::labels::Series;
 
@@ -52,7 +52,7 @@ impl Bytes {
 macro_rules! access {
     ($level:expr, $facts:expr, $message:literal $(, $($more:tt)*)?) => {{
         let facts: &Facts = $facts;
-        let principals = facts.mutual_tls.then_some(facts);
+        let principals = (facts.security != Security::Plaintext).then_some(facts);
         event!(
             target: "access",
             parent: None,

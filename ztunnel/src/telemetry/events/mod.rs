@@ -132,6 +132,15 @@ impl Endpoint {
     }
 }
 
+/// What protects a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Security {
+    MutualTls,
+    /// Both ends are pods of this proxy, which has checked the certificates of both and moves the bytes itself.
+    SameNode,
+    Plaintext,
+}
+
 /// Everything that is known of a connection when it opens.
 #[derive(Clone, Debug)]
 pub struct Facts {
@@ -148,7 +157,7 @@ pub struct Facts {
     pub source_principal: Option<Identity>,
     /// When `None`, metrics name the identity of the destination's record.
     pub destination_principal: Option<Identity>,
-    pub mutual_tls: bool,
+    pub security: Security,
     /// `None` for plaintext that arrives: nobody gave it one.
     pub trace: Option<Trace>,
 }

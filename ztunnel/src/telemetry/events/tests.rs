@@ -80,7 +80,7 @@ pub(in super::super) fn facts() -> Facts {
         destination_service: Some(service()),
         source_principal: Some(identity("web")),
         destination_principal: Some(identity("cart")),
-        mutual_tls: true,
+        security: Security::MutualTls,
         trace: "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00".parse().ok(),
     }
 }
@@ -139,7 +139,7 @@ fn a_failed_connection_in_json() {
         destination: Endpoint::Unknown,
         destination_service: None,
         hbone_addr: None,
-        mutual_tls: false,
+        security: Security::Plaintext,
         trace: None,
         ..facts()
     };

@@ -2,8 +2,8 @@
 
 use tokio::io::ReadBuf;
 
-use super::buffers::Buffer;
 use super::{Content, Control, Error, HEADER, MOST_EXPANSION, MOST_PLAINTEXT, Session, TAG};
+use crate::io::spare::Buffer;
 
 /// What was read and not yet delivered.
 #[derive(Default)]

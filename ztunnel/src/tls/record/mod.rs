@@ -7,7 +7,6 @@
 //! What may come after the handshake (RFC 8446 section 4.6): data, alerts, KeyUpdate, and from a server tickets, which
 //! are ignored because nothing is ever resumed.
 
-pub(super) mod buffers;
 mod cipher;
 mod error;
 mod incoming;

@@ -2,9 +2,9 @@
 
 use std::io::IoSlice;
 
-use super::buffers::Buffer;
 use super::cipher::Cipher;
 use super::{Content, Error, HEADER, MOST_PLAINTEXT, OVERHEAD, Session};
+use crate::io::spare::Buffer;
 
 /// Kept free behind the data, for a KeyUpdate and a last alert.
 const RESERVE: usize = 3 * (OVERHEAD + 8);

@@ -5,7 +5,7 @@
 use std::cell::RefCell;
 
 /// Bytes of one buffer: sixteen full records and what h2 puts in front of them.
-pub(super) const CAPACITY: usize = 272 * 1024;
+pub const CAPACITY: usize = 272 * 1024;
 /// What a thread keeps.
 const SPARES: usize = 4;
 
@@ -14,13 +14,18 @@ thread_local! {
 }
 
 /// A buffer of `CAPACITY` bytes that goes back to its thread.
-pub(super) struct Buffer(Box<[u8]>);
+pub struct Buffer(Box<[u8]>);
 
 impl Buffer {
-    pub(super) fn take() -> Self {
+    pub fn take() -> Self {
         let spare = SPARE.with_borrow_mut(Vec::pop);
         Self(spare.unwrap_or_else(|| vec![0; CAPACITY].into_boxed_slice()))
     }
+}
+
+/// Lets go of what this thread keeps.
+pub(super) fn release() {
+    SPARE.take();
 }
 
 impl Drop for Buffer {

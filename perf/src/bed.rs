@@ -74,7 +74,7 @@ impl Bed {
             let path = format!("perf/{pod}");
             mesh = match variant {
                 Variant::Direct | Variant::Relay => mesh.outside(node, &path),
-                Variant::Ours { .. } | Variant::Peer(_) => mesh.pod(node, &path),
+                Variant::Ours { .. } | Variant::Plain | Variant::Peer(_) => mesh.pod(node, &path),
             };
         }
         if matches!(variant, Variant::Peer(_)) {
@@ -84,6 +84,7 @@ impl Bed {
         match variant {
             Variant::Direct | Variant::Relay => options.without_processes = true,
             Variant::Ours { environment, .. } => options.environment.clone_from(environment),
+            Variant::Plain => options.environment = vec![("SAME_NODE".to_owned(), "plain".to_owned())],
             Variant::Peer(_) => {}
         }
         let name = format!("perf{}", std::process::id());
@@ -95,7 +96,7 @@ impl Bed {
         match variant {
             Variant::Relay => bed.start_relays()?,
             Variant::Peer(peer) => bed.start_peers(peer)?,
-            Variant::Direct | Variant::Ours { .. } => {}
+            Variant::Direct | Variant::Ours { .. } | Variant::Plain => {}
         }
         bed.wait_serving(variant)?;
         Ok(bed)

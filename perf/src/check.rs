@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::figures::{Figure, Run};
-use crate::variant::Kind;
+use crate::variant::{Kind, PLAIN};
 
 const SPECIFICATION: &str = include_str!("../SPECIFICATION.md");
 /// As a peer must be named to be what the tables call so.
@@ -16,6 +16,8 @@ const HEAD: &str = "| Scenario | Figure | Beside | Promised | CI fails beyond |"
 pub struct Promise {
     pub scenario: String,
     pub figure: Figure,
+    /// Of this proxy with `SAME_NODE=plain`.
+    plain: bool,
     /// What direct TCP has is taken off first: what is added to it counts.
     adder: bool,
     beside: Beside,
@@ -107,7 +109,7 @@ pub fn verdicts<'a>(run: &Run, promises: &'a [Promise], against: Against) -> Vec
             Against::Promises => promise.promised,
             Against::Margins => promise.margin?,
         };
-        let ours = run.named(Kind::Ours).next()?;
+        let ours = run.named(Kind::Ours).find(|name| (*name == PLAIN) == promise.plain)?;
         let failures = run.failures(&promise.scenario, ours);
         Some(Verdict { promise, bound, against, found: promise.found(run, ours), failures })
     };
@@ -119,6 +121,10 @@ impl Promise {
         let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
         let [scenario, figure, beside, promised, margin] = cells[..] else {
             return Err("five cells are needed");
+        };
+        let (figure, plain) = match figure.strip_suffix(" in plain mode") {
+            Some(figure) => (figure, true),
+            None => (figure, false),
         };
         let (figure, adder) = match figure.strip_suffix(" above direct") {
             Some(figure) => (figure, true),
@@ -144,7 +150,7 @@ impl Promise {
         };
         let margin = if margin.is_empty() { None } else { Some(number(margin)?) };
         let promised = number(promised)?;
-        Ok(Self { scenario: scenario.to_owned(), figure, adder, beside, least, promised, margin })
+        Ok(Self { scenario: scenario.to_owned(), figure, plain, adder, beside, least, promised, margin })
     }
 
     fn found(&self, run: &Run, ours: &str) -> Option<f64> {
@@ -182,7 +188,7 @@ impl Verdict<'_> {
 
 impl fmt::Display for Verdict<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Promise { scenario, figure, adder, beside, least, .. } = self.promise;
+        let Promise { scenario, figure, plain, adder, beside, least, .. } = self.promise;
         let word = match (self.is_broken(), self.found) {
             (true, Some(_)) => "BROKEN",
             (true, None) => "NOT MEASURED",
@@ -190,11 +196,12 @@ impl fmt::Display for Verdict<'_> {
             (false, None) => "not measured",
         };
         let above = if *adder { " above direct" } else { "" };
+        let mode = if *plain { " in plain mode" } else { "" };
         let (times, beside) = match beside {
             Beside::Itself => ("", String::new()),
             Beside::Kind(kind) => ("x", format!(" of {}", kind.name())),
         };
-        write!(f, "{word:12} {scenario}: {}{above}: ", figure.title())?;
+        write!(f, "{word:12} {scenario}: {}{above}{mode}: ", figure.title())?;
         if let Some(found) = self.found {
             write!(f, "{found:.2}{times}{beside}, ")?;
         }

@@ -30,8 +30,18 @@ const BED: Duration = Duration::from_secs(2);
 impl Plan {
     /// How long it takes, about.
     pub fn takes(&self) -> Duration {
-        let scenarios: Duration = self.scenarios.iter().map(|scenario| scenario.takes(self.time)).sum();
-        (scenarios + BED) * u32::try_from(self.rounds * self.variants.len()).unwrap_or(u32::MAX)
+        let beds = self.variants.iter().flat_map(|variant| self.beds(variant));
+        let one: Duration =
+            beds.map(|bed| BED + bed.iter().map(|one| one.takes(self.time)).sum::<Duration>()).sum();
+        one * u32::try_from(self.rounds).unwrap_or(u32::MAX)
+    }
+
+    /// The scenarios that a variant runs, by the beds they run on.
+    fn beds(&self, variant: &Variant) -> Vec<Vec<&Scenario>> {
+        let all = self.scenarios.iter().filter(|scenario| variant.measures(scenario));
+        let (apart, together): (Vec<_>, Vec<_>) = all.partition(|scenario| scenario.wants_own_bed());
+        let apart = apart.into_iter().map(|one| vec![one]);
+        [together].into_iter().chain(apart).filter(|bed| !bed.is_empty()).collect()
     }
 
     /// What fails is told in its sample. A bed that does not come up in the first round ends the run: it was described wrong.
@@ -44,39 +54,8 @@ impl Plan {
         for round in 0..self.rounds {
             for turn in 0..self.variants.len() {
                 let variant = &self.variants[(turn + round) % self.variants.len()];
-                let bed = match Bed::make(variant, &self.congestion) {
-                    Err(error) if round > 0 => Err(error.to_string()),
-                    made => Ok(made?),
-                };
-                bar.inc(BED.as_millis() as u64);
-                for scenario in &self.scenarios {
-                    bar.set_message(format!(
-                        "{:.0?}; round {} of {}, {variant}: {scenario}",
-                        self.takes(),
-                        round + 1,
-                        self.rounds
-                    ));
-                    if interrupt.came() {
-                        return Err(bed::Error::Interrupted);
-                    }
-                    let ran = bed.as_ref().map_err(Clone::clone);
-                    let ran =
-                        ran.and_then(|bed| scenario.run(bed, self.time).map_err(|error| error.to_string()));
-                    let outcome = ran.unwrap_or_else(|failure| Outcome {
-                        failures: 1,
-                        failure: Some(failure),
-                        ..Outcome::default()
-                    });
-                    bar.inc(scenario.takes(self.time).as_millis() as u64);
-                    samples.push(Sample {
-                        scenario: scenario.to_string(),
-                        variant: variant.name().to_owned(),
-                        round,
-                        figures: outcome.figures.into_iter().filter(|(_, value)| value.is_finite()).collect(),
-                        percentiles: outcome.percentiles,
-                        failures: outcome.failures,
-                        failure: outcome.failure,
-                    });
+                for scenarios in self.beds(variant) {
+                    self.run_bed(&scenarios, variant, round, &bar, interrupt, &mut samples)?;
                 }
             }
         }
@@ -99,6 +78,49 @@ impl Plan {
                 .collect(),
             samples,
         })
+    }
+}
+
+impl Plan {
+    fn run_bed(
+        &self,
+        scenarios: &[&Scenario],
+        variant: &Variant,
+        round: usize,
+        bar: &ProgressBar,
+        interrupt: &Interrupt,
+        samples: &mut Vec<Sample>,
+    ) -> Result<(), bed::Error> {
+        let bed = match Bed::make(variant, &self.congestion) {
+            Err(error) if round > 0 => Err(error.to_string()),
+            made => Ok(made?),
+        };
+        bar.inc(BED.as_millis() as u64);
+        for scenario in scenarios {
+            let (takes, rounds) = (self.takes(), self.rounds);
+            bar.set_message(format!("{takes:.0?}; round {} of {rounds}, {variant}: {scenario}", round + 1));
+            if interrupt.came() {
+                return Err(bed::Error::Interrupted);
+            }
+            let ran = bed.as_ref().map_err(Clone::clone);
+            let ran = ran.and_then(|bed| scenario.run(bed, self.time).map_err(|error| error.to_string()));
+            let outcome = ran.unwrap_or_else(|failure| Outcome {
+                failures: 1,
+                failure: Some(failure),
+                ..Outcome::default()
+            });
+            bar.inc(scenario.takes(self.time).as_millis() as u64);
+            samples.push(Sample {
+                scenario: scenario.to_string(),
+                variant: variant.name().to_owned(),
+                round,
+                figures: outcome.figures.into_iter().filter(|(_, value)| value.is_finite()).collect(),
+                percentiles: outcome.percentiles,
+                failures: outcome.failures,
+                failure: outcome.failure,
+            });
+        }
+        Ok(())
     }
 }
 

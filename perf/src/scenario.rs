@@ -21,6 +21,8 @@ const WELL_BEHAVED: usize = 100;
 const ELEPHANT: usize = 8;
 /// Connections that warm up, few beside those that are counted.
 const WARM: usize = 32;
+/// Between the last of many connections and the look at the memory that they take.
+const AT_REST: Duration = Duration::from_secs(10);
 /// After so long, memory is to be given back.
 const RETURNED: Duration = Duration::from_secs(30);
 /// Nobody waits longer for a figure that stays.
@@ -65,6 +67,20 @@ pub struct Outcome {
 }
 
 impl Scenario {
+    pub fn is_near(&self) -> bool {
+        matches!(
+            self,
+            Self::Bulk { place: Place::Near, .. }
+                | Self::PingPong { place: Place::Near }
+                | Self::Requests { place: Place::Near, .. }
+        )
+    }
+
+    /// Whether what ran before on the same bed would be measured with it: memory that a proxy took then, it uses again.
+    pub fn wants_own_bed(&self) -> bool {
+        matches!(self, Self::Idle { .. })
+    }
+
     /// How long it takes, about.
     pub fn takes(&self, time: Duration) -> Duration {
         match self {
@@ -73,7 +89,7 @@ impl Scenario {
             | Self::Requests { .. }
             | Self::Paced { .. }
             | Self::Connections { .. } => time.mul_f64(1.1),
-            Self::Idle { connections } => Duration::from_millis(*connections as u64 / 2) + RETURNED / 2,
+            Self::Idle { connections } => Duration::from_millis(*connections as u64 / 2) + AT_REST + RETURNED,
             Self::StalledReader | Self::ElephantAndMouse => time.mul_f64(2.2),
         }
     }
@@ -173,7 +189,10 @@ fn idle(bed: &Bed, connections: usize) -> io::Result<Outcome> {
     load::hold(bed.client(), to, WARM, || ())?;
     let before = steady(RETURNED, || resident().ok()).flatten();
     let before = before.ok_or_else(|| io::Error::other("the proxies' memory does not come to rest"))?;
-    let held = load::hold(bed.client(), to, connections, resident)??;
+    let held = load::hold(bed.client(), to, connections, || {
+        std::thread::sleep(AT_REST);
+        resident()
+    })??;
     let closed = Instant::now();
     let mut outcome = Outcome::default();
     if proxies.is_empty() {

@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::peer::Peer;
+use crate::scenario::Scenario;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Variant {
@@ -17,8 +18,13 @@ pub enum Variant {
         name: String,
         environment: Vec<(String, String)>,
     },
+    /// This project's proxy where it makes no tunnel between pods of one node; measured between those alone.
+    Plain,
     Peer(Peer),
 }
+
+/// How it is named.
+pub const PLAIN: &str = "plain";
 
 /// Of which kind a variant is; what a report compares by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -59,11 +65,16 @@ impl Variant {
         Ok(Self::Ours { name: name.to_owned(), environment })
     }
 
+    pub fn measures(&self, scenario: &Scenario) -> bool {
+        *self != Self::Plain || scenario.is_near()
+    }
+
     pub fn name(&self) -> &str {
         match self {
             Self::Direct => "direct",
             Self::Relay => "relay",
             Self::Ours { name, .. } => name,
+            Self::Plain => PLAIN,
             Self::Peer(peer) => &peer.name,
         }
     }
@@ -72,7 +83,7 @@ impl Variant {
         match self {
             Self::Direct => Kind::Direct,
             Self::Relay => Kind::Relay,
-            Self::Ours { .. } => Kind::Ours,
+            Self::Ours { .. } | Self::Plain => Kind::Ours,
             Self::Peer(_) => Kind::Peer,
         }
     }

@@ -107,14 +107,18 @@ impl fmt::Debug for Identity {
     }
 }
 
-/// The identities that a peer may have: at least one, sorted, without repetition, so that equal sets are equal keys.
+/// The identities that a peer may have: at least one, sorted, without repetition, so that equal sets are equal keys. Nearly all
+/// hold one, which takes no allocation.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct IdentitySet(Arc<[Identity]>);
+pub struct IdentitySet {
+    first: Identity,
+    others: Option<Arc<[Identity]>>,
+}
 
 impl IdentitySet {
     /// The set of one identity.
     pub fn one(identity: Identity) -> Self {
-        Self(Arc::from([identity]))
+        Self { first: identity, others: None }
     }
 
     /// `None` when there is no identity: an empty set can never verify anybody.
@@ -123,15 +127,17 @@ impl IdentitySet {
         let mut list: Vec<Identity> = identities.into_iter().collect();
         list.sort();
         list.dedup();
-        (!list.is_empty()).then(|| Self(list.into()))
+        let mut list = list.into_iter();
+        let (first, others) = (list.next()?, list.as_slice());
+        Some(Self { others: (!others.is_empty()).then(|| others.into()), first })
     }
 
     pub fn contains(&self, identity: &Identity) -> bool {
-        self.0.contains(identity)
+        self.iter().any(|known| known == identity)
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Identity> {
-        self.0.iter()
+        std::iter::once(&self.first).chain(self.others.iter().flat_map(|others| others.iter()))
     }
 }
 

@@ -49,6 +49,7 @@ fn defaults() {
             },
             "userTimeout": null,
             "originalSource": true,
+            "sameNode": "mtls",
         },
         "xds": {
             "address": "https://localhost:15012", "root": {"file": "./var/run/secrets/istio/root-cert.pem"},
@@ -232,6 +233,7 @@ fn every_mistake_is_named_at_once() {
             ("SECRET_TTL", "soon"),
             ("POOL_UNUSED_RELEASE_TIMEOUT", "0"),
             ("HTTP2_FRAME_SIZE", "1"),
+            ("SAME_NODE", "maybe"),
             ("ZTUNNEL_WORKER_THREADS", "200%"),
             ("RUST_LOG", "a=b=c"),
             ("LOG_FORMAT", "xml"),
@@ -250,6 +252,7 @@ fn every_mistake_is_named_at_once() {
         "IPV6_ENABLED=\"yes\": expected true or false",
         "CA_HEADER_X=\"…\": expected a header value without control characters",
         "SECRET_TTL=\"soon\": expected a duration above zero such as 10s, 5m or 1h30m",
+        "SAME_NODE=\"maybe\": expected mtls or plain",
         "HTTP2_FRAME_SIZE=\"1\": expected a number from 16384 to 16777215",
         "POOL_UNUSED_RELEASE_TIMEOUT=\"0\": expected a duration above zero such as 10s, 5m or 1h30m",
         "ZTUNNEL_WORKER_THREADS=\"200%\": expected a number up to 4096, 0 for all CPUs, or a percentage of them \

@@ -10,8 +10,10 @@ use h2::client::SendRequest;
 use http::{HeaderMap, Method, Request, StatusCode, Uri};
 use tokio_util::sync::CancellationToken;
 
+use super::gather::gather;
 use super::stream::Stream;
 use super::{HANDSHAKE_DEADLINE, RESPONSE_DEADLINE, SEND_BUFFER, Settings, keepalive};
+use crate::io::share::{Account, as_one_of};
 use crate::tls;
 use crate::tls::revocation::{self, Revoked};
 
@@ -89,10 +91,12 @@ impl Tunnel {
     pub(super) async fn open(
         tls: tls::Stream,
         settings: &Settings,
+        account: &Rc<Account>,
         stop: CancellationToken,
     ) -> Result<Rc<Self>, Error> {
         let valid_until = tls.valid_until();
         let tracked = tls.tracked().cloned();
+        let (io, flusher) = gather(tls);
         let handshake = h2::client::Builder::new()
             .initial_window_size(settings.stream_window)
             .initial_connection_window_size(settings.connection_window)
@@ -101,8 +105,8 @@ impl Tunnel {
             .max_send_buffer_size(SEND_BUFFER)
             .initial_max_send_streams(settings.max_streams)
             .enable_push(false)
-            .handshake(tls);
-        let (requests, mut connection) = tokio::time::timeout(HANDSHAKE_DEADLINE, handshake)
+            .handshake(io);
+        let (requests, mut connection) = tokio::time::timeout(HANDSHAKE_DEADLINE, flusher.around(handshake))
             .await
             .map_err(|_| Error::HandshakeTimeout)??;
         let load = Rc::new(Load {
@@ -112,7 +116,7 @@ impl Tunnel {
             idle_since: Cell::new(None),
         });
         let ended = load.clone();
-        tokio::task::spawn_local(async move {
+        let speak = async move {
             let pings = connection.ping_pong();
             let dead = async {
                 match pings {
@@ -135,7 +139,8 @@ impl Tunnel {
                 () = stop.cancelled() => {}
             }
             ended.closed.set(true);
-        });
+        };
+        tokio::task::spawn_local(as_one_of(account, async move { flusher.around(speak).await }));
         Ok(Rc::new(Self { requests, load, valid_until }))
     }
 

@@ -9,6 +9,7 @@
 //! ```
 
 pub mod client;
+mod gather;
 pub mod headers;
 pub mod keepalive;
 pub mod pool;

@@ -16,6 +16,7 @@ use ztunnel_model::Hop;
 
 use super::client::{self, StreamHold, Tunnel};
 use super::{DIAL_DEADLINE, Settings};
+use crate::io::share::Account;
 use crate::tls;
 
 /// Each new tunnel takes in some waiters; who is still waiting after this many has a peer that takes in nobody.
@@ -44,6 +45,7 @@ type Dial<D> = Shared<LocalBoxFuture<'static, Outcome<D>>>;
 pub struct Pool<D: 'static> {
     entries: RefCell<HashMap<Key, Entry<D>>>,
     settings: Settings,
+    account: Rc<Account>,
     stop: CancellationToken,
 }
 
@@ -53,9 +55,9 @@ struct Entry<D: 'static> {
 }
 
 impl<D: 'static> Pool<D> {
-    /// `stop` closes every tunnel at once.
-    pub fn new(settings: Settings, stop: CancellationToken) -> Rc<Self> {
-        Rc::new(Self { entries: RefCell::default(), settings, stop })
+    /// The tunnels take their turns as the pod's; `stop` closes every one at once.
+    pub fn new(settings: Settings, account: Rc<Account>, stop: CancellationToken) -> Rc<Self> {
+        Rc::new(Self { entries: RefCell::default(), settings, account, stop })
     }
 
     /// A place in a tunnel for `key`; `dial` makes the TLS stream when a new tunnel is needed.
@@ -104,7 +106,9 @@ impl<D: 'static> Pool<D> {
     {
         let opened = async {
             let tls = dial.await.map_err(Error::Dial)?;
-            Tunnel::open(tls, &self.settings, self.stop.child_token()).await.map_err(Error::Http2)
+            Tunnel::open(tls, &self.settings, &self.account, self.stop.child_token())
+                .await
+                .map_err(Error::Http2)
         };
         let outcome = opened.await.map_err(Rc::new);
         let mut entries = self.entries.borrow_mut();

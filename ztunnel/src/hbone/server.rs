@@ -9,10 +9,11 @@ use h2::{Reason, RecvStream};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use tokio_util::sync::CancellationToken;
 
+use super::gather::{Gathering, gather};
 use super::stream::Stream;
 use super::{HANDSHAKE_DEADLINE, SEND_BUFFER, Settings, keepalive};
 use crate::tls;
-use crate::tls::revocation::{self, Revoked};
+use crate::tls::revocation::{self, Revoked, Tracked};
 use ztunnel_model::Authority;
 
 /// Streams that a peer may have open in one tunnel.
@@ -56,6 +57,22 @@ pub struct Signals {
 pub async fn serve<H, F>(
     tls: tls::Stream,
     settings: &Settings,
+    signals: Signals,
+    handle: H,
+) -> Result<(), Error>
+where
+    H: Fn(Incoming) -> F,
+    F: Future<Output = ()> + 'static,
+{
+    let (valid_until, tracked) = (tls.valid_until(), tls.tracked().cloned());
+    let (io, flusher) = gather(tls);
+    flusher.around(speak(io, (valid_until, tracked), settings, signals, handle)).await
+}
+
+async fn speak<H, F>(
+    io: Gathering,
+    (valid_until, tracked): (SystemTime, Option<Tracked>),
+    settings: &Settings,
     Signals { drain, stop, revoked }: Signals,
     handle: H,
 ) -> Result<(), Error>
@@ -63,8 +80,6 @@ where
     H: Fn(Incoming) -> F,
     F: Future<Output = ()> + 'static,
 {
-    let valid_until = tls.valid_until();
-    let tracked = tls.tracked().cloned();
     let valid_for = valid_until.duration_since(SystemTime::now()).unwrap_or_default();
     let handshake = h2::server::Builder::new()
         .initial_window_size(settings.stream_window)
@@ -73,7 +88,7 @@ where
         .max_header_list_size(64 * 1024)
         .max_concurrent_streams(MOST_STREAMS)
         .max_send_buffer_size(SEND_BUFFER)
-        .handshake(tls);
+        .handshake(io);
     let mut connection = tokio::time::timeout(HANDSHAKE_DEADLINE, handshake)
         .await
         .map_err(|_| Error::HandshakeTimeout)?

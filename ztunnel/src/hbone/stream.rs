@@ -1,11 +1,13 @@
 //! One CONNECT stream as a side of the relay.
 
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
 
+use crate::io::buffer::Read;
 use crate::relay::{Broken, Receive, Side, Transmit};
 
 /// The two directions of a stream.
@@ -16,7 +18,7 @@ pub struct Stream {
 
 impl Stream {
     pub(super) fn new(receive: RecvStream, transmit: SendStream<Bytes>) -> Self {
-        Self { receive: StreamReceive(receive), transmit: StreamTransmit(transmit) }
+        Self { receive: StreamReceive(receive), transmit: StreamTransmit(RefCell::new(transmit)) }
     }
 
     pub fn halves(self) -> (StreamReceive, StreamTransmit) {
@@ -27,10 +29,11 @@ impl Stream {
 pub struct StreamReceive(RecvStream);
 
 impl Receive for StreamReceive {
-    async fn receive(&mut self) -> Result<Option<Bytes>, Broken> {
+    /// What comes is a piece of a larger buffer already.
+    async fn receive(&mut self, _: impl FnMut(&[u8]) -> usize) -> Result<Option<Read>, Broken> {
         match self.0.data().await {
             None => Ok(None),
-            Some(Ok(bytes)) => Ok(Some(bytes)),
+            Some(Ok(rest)) => Ok(Some(Read { taken: 0, rest })),
             // A peer that sent all it had while we still send resets with NO_ERROR: its data is complete (RFC 9113
             // section 8.1).
             Some(Err(error))
@@ -48,35 +51,41 @@ impl Receive for StreamReceive {
     }
 }
 
-pub struct StreamTransmit(SendStream<Bytes>);
+/// Borrowed for single calls only, never while something is waited for.
+pub struct StreamTransmit(RefCell<SendStream<Bytes>>);
 
 impl Transmit for StreamTransmit {
-    async fn transmit(&mut self, mut bytes: Bytes) -> Result<(), Broken> {
+    /// HTTP/2 keeps what it sends.
+    fn offer(&self, _: &[u8]) -> usize {
+        0
+    }
+
+    async fn transmit(&self, mut bytes: Bytes) -> Result<(), Broken> {
         while !bytes.is_empty() {
-            self.0.reserve_capacity(bytes.len());
-            let capacity = match poll_fn(|context| self.0.poll_capacity(context)).await {
+            self.0.borrow_mut().reserve_capacity(bytes.len());
+            let capacity = match poll_fn(|context| self.0.borrow_mut().poll_capacity(context)).await {
                 Some(Ok(capacity)) => capacity.min(bytes.len()),
                 Some(Err(error)) => return Err(broken(error)),
                 None => return Err(Broken::Reset(Side::Far)),
             };
-            self.0.send_data(bytes.split_to(capacity), false).map_err(broken)?;
+            self.0.borrow_mut().send_data(bytes.split_to(capacity), false).map_err(broken)?;
         }
         Ok(())
     }
 
-    async fn finish(&mut self) -> Result<(), Broken> {
-        self.0.send_data(Bytes::new(), true).map_err(broken)
+    async fn finish(&self) -> Result<(), Broken> {
+        self.0.borrow_mut().send_data(Bytes::new(), true).map_err(broken)
     }
 
-    async fn reset(&mut self) -> Broken {
-        match poll_fn(|context| self.0.poll_reset(context)).await {
+    async fn reset(&self) -> Broken {
+        match poll_fn(|context| self.0.borrow_mut().poll_reset(context)).await {
             Ok(_) => Broken::Reset(Side::Far),
             Err(error) => broken(error),
         }
     }
 
-    fn abort(&mut self) {
-        self.0.send_reset(Reason::CANCEL);
+    fn abort(&self) {
+        self.0.borrow_mut().send_reset(Reason::CANCEL);
     }
 }
 

@@ -23,22 +23,36 @@ thread_local! {
     static BUFFER: RefCell<BytesMut> = RefCell::new(BytesMut::new());
 }
 
-/// What the socket has. Empty bytes mean the end of the stream.
+/// What came of a read.
+#[derive(Debug, Default)]
+pub struct Read {
+    /// Bytes that were handed on at once, and never left the buffer.
+    pub taken: usize,
+    /// What follows them.
+    pub rest: Bytes,
+}
+
+/// What the socket has; nothing at all means the end of the stream. `offer` may take as much of it as it likes.
 ///
 /// Not `try_read`: that asks the kernel a second time after each short read, only to hear that there is nothing.
-pub fn poll_read(stream: &mut ReadHalf<'_>, context: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+pub fn poll_read(
+    stream: &mut ReadHalf<'_>,
+    context: &mut Context<'_>,
+    offer: impl FnOnce(&[u8]) -> usize,
+) -> Poll<io::Result<Read>> {
     BUFFER.with_borrow_mut(|buffer| {
         if buffer.capacity() < COPY_UP_TO {
             buffer.reserve(READ_SIZE);
         }
         let count = ready!(poll_read_buf(Pin::new(stream), context, buffer))?;
         turn::spend(count);
-        if count <= COPY_UP_TO {
-            let bytes = Bytes::copy_from_slice(buffer);
+        let taken = if count > 0 { offer(buffer) } else { 0 };
+        if count - taken <= COPY_UP_TO {
+            let rest = Bytes::copy_from_slice(&buffer[taken..]);
             buffer.clear();
-            return Poll::Ready(Ok(bytes));
+            return Poll::Ready(Ok(Read { taken, rest }));
         }
-        Poll::Ready(Ok(buffer.split().freeze()))
+        Poll::Ready(Ok(Read { taken, rest: buffer.split().freeze().slice(taken..) }))
     })
 }
 

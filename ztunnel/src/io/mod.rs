@@ -7,6 +7,7 @@ pub mod buffer;
 mod memory;
 pub mod priority;
 pub mod privileges;
+pub mod share;
 pub mod spare;
 pub mod turn;
 pub mod worker;

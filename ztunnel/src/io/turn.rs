@@ -9,6 +9,8 @@ use std::task::{Context, Poll, Waker};
 
 use tokio::task::coop;
 
+use super::share;
+
 /// Of tokio's cooperative scheduling; it offers no way to ask.
 const UNITS: usize = 128;
 /// What a task moves in one turn, about.
@@ -27,6 +29,7 @@ pub(super) fn taken() -> u64 {
 /// operation.
 pub fn spend(bytes: usize) {
     TAKEN.set(TAKEN.get().wrapping_add(1));
+    share::spend(bytes);
     let mut context = Context::from_waker(Waker::noop());
     for _ in 0..bytes / (BYTES / UNITS) {
         if !coop::has_budget_remaining() {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::LocalSet;
 
-use super::memory;
+use super::{memory, share};
 
 /// Jobs are control work (pods that come and go, dumps), so a short queue is enough.
 const QUEUED_JOBS: usize = 1024;
@@ -109,6 +109,7 @@ impl<S: 'static> Workers<S> {
 
 async fn visit<S>(state: Rc<S>, mut jobs: mpsc::Receiver<Job<S>>) {
     tokio::task::spawn_local(memory::give_back());
+    tokio::task::spawn_local(share::rounds());
     while let Some(job) = jobs.recv().await {
         job(&state);
     }

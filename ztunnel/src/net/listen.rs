@@ -21,13 +21,13 @@ pub struct Accepted {
 /// A listening socket inside a pod's network namespace. The agent keeps it too, so closing this end refuses nobody.
 pub struct Listener {
     inner: TcpListener,
-    options: Options,
 }
 
 impl Listener {
     /// Takes the worker's copy of a listening socket.
-    pub fn new(listener: std::net::TcpListener, options: Options) -> io::Result<Self> {
-        Ok(Self { inner: TcpListener::from_std(listener)?, options })
+    pub fn new(listener: std::net::TcpListener, options: &Options) -> io::Result<Self> {
+        socket::prepare_anew(&listener, options)?;
+        Ok(Self { inner: TcpListener::from_std(listener)? })
     }
 
     /// The next connection. Errors of one connection are skipped; a shortage of descriptors or memory waits and
@@ -49,7 +49,6 @@ impl Listener {
 
     async fn try_accept(&self) -> io::Result<Accepted> {
         let (stream, peer) = self.inner.accept().await?;
-        socket::prepare(&stream, &self.options)?;
         let local = canonical(stream.local_addr()?);
         let orig_dst = original_dst(&stream).unwrap_or(local);
         Ok(Accepted {

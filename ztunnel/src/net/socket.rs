@@ -21,10 +21,11 @@ pub struct Keepalive {
     pub retries: u32,
 }
 
-/// Sets the options that every relayed connection has.
-pub fn prepare(stream: &TcpStream, options: &Options) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    let socket = SockRef::from(stream);
+/// Sets the options that every relayed connection has. What a listener accepts has those of the listener, so there it is done
+/// once.
+pub fn prepare<'a>(socket: impl Into<SockRef<'a>>, options: &Options) -> io::Result<()> {
+    let socket = socket.into();
+    socket.set_tcp_nodelay(true)?;
     if let Some(keepalive) = options.keepalive {
         let keepalive = TcpKeepalive::new()
             .with_time(keepalive.time)
@@ -36,6 +37,14 @@ pub fn prepare(stream: &TcpStream, options: &Options) -> io::Result<()> {
         socket.set_tcp_user_timeout(options.user_timeout)?;
     }
     Ok(())
+}
+
+/// As [`prepare`] for a socket that a proxy with other settings may have prepared before.
+pub fn prepare_anew<'a>(socket: impl Into<SockRef<'a>>, options: &Options) -> io::Result<()> {
+    let socket = socket.into();
+    socket.set_keepalive(false)?;
+    socket.set_tcp_user_timeout(None)?;
+    prepare(socket, options)
 }
 
 /// Says that nothing more comes (FIN), while the other direction goes on.

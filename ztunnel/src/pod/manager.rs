@@ -51,6 +51,7 @@ pub struct Manager {
 }
 
 struct Enrolled {
+    facts: Arc<PodFacts>,
     /// Kept to hand back to an agent that lost its own.
     listeners: Listeners,
     stop: CancellationToken,
@@ -259,6 +260,7 @@ impl Manager {
         let stop = CancellationToken::new();
         // Known before the workers start, because they ask for sockets at once.
         let enrolled = Enrolled {
+            facts: facts.clone(),
             listeners,
             stop: stop.clone(),
             asked: VecDeque::new(),
@@ -351,6 +353,11 @@ impl Manager {
     async fn stop(&mut self, uid: &str) -> bool {
         let Some(pod) = self.pods.remove(uid) else { return false };
         pod.stop.cancel();
+        let (namespace, name) = (&pod.facts.namespace, &pod.facts.name);
+        let succeeded = |other: &Enrolled| other.facts.namespace == *namespace && other.facts.name == *name;
+        if !self.pods.values().any(succeeded) {
+            self.shared.metrics.forget_pod(namespace, name);
+        }
         for worker in 0..self.workers.count() {
             let uid = uid.to_owned();
             let forget = move |local: &Rc<Local>| drop(local.pods.borrow_mut().remove(&uid));

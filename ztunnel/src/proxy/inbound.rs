@@ -13,6 +13,7 @@ use super::{CERTIFICATE_DEADLINE, LiveConnection, PodProxy};
 use crate::hbone::server::{self, Incoming};
 use crate::hbone::stream::Stream;
 use crate::hbone::{HANDSHAKE_DEADLINE, headers};
+use crate::io::share::as_one_of;
 use crate::net::listen::Accepted;
 use crate::net::socket::reset_on_close;
 use crate::policy::{self, AuthorizedConnection};
@@ -44,6 +45,7 @@ pub(super) async fn serve(pod: Rc<PodProxy>, accepted: Accepted) {
     let failed = |rejection: Rejection, error: String| {
         HandshakeFailed { rejection, src: peer.addr(), dst: local.addr(), error }.emit(&pod.shared.metrics);
     };
+    pod.meters.handshakes.inc();
     let svid = match pod.svid.wait(CERTIFICATE_DEADLINE).await {
         Ok(svid) => svid,
         Err(error) => return failed(Rejection::Identity, error.to_string()),
@@ -61,20 +63,21 @@ pub(super) async fn serve(pod: Rc<PodProxy>, accepted: Accepted) {
         pod.shared.metrics.count_crl_untracked(Reporter::Destination);
     }
     let tunnel = Rc::new(Tunnel { pod: pod.clone(), addr: peer, local, peer: verified });
+    let account = pod.called_by(peer.ip());
     let (drain, stop) = (pod.shared.drain.graceful().clone(), pod.stop.clone());
     let revoked = CancellationToken::new();
     let force = pod.shared.drain.force().clone();
     let handle = |incoming: Incoming| {
         let (tunnel, stop, force, revoked) = (tunnel.clone(), stop.clone(), force.clone(), revoked.clone());
         let guard = tunnel.pod.shared.drain.guard();
-        async move {
+        as_one_of(&account, async move {
             tokio::select! {
                 () = serve_stream(tunnel, incoming, revoked) => {}
                 () = stop.cancelled() => {}
                 () = force.cancelled() => {}
             }
             drop(guard);
-        }
+        })
     };
     let signals = server::Signals { drain, stop: stop.clone(), revoked: revoked.clone() };
     if let Err(error) = server::serve(tls, &pod.shared.hbone, signals, handle).await {
@@ -88,18 +91,24 @@ pub(super) async fn serve(pod: Rc<PodProxy>, accepted: Accepted) {
 async fn serve_stream(tunnel: Rc<Tunnel>, incoming: Incoming, revoked: CancellationToken) {
     // Boxed, and with it gone before the relay begins: opening takes more memory than all the life that follows.
     if let Some(established) = Box::pin(open_stream(&tunnel, incoming)).await {
-        carry(established, &revoked).await;
+        carry(&tunnel.pod, established, &revoked).await;
     }
 }
 
-async fn carry(established: Established, revoked: &CancellationToken) {
+async fn carry(pod: &PodProxy, established: Established, revoked: &CancellationToken) {
     let Established { stream, mut app, authorized, event, _listed } = established;
     let halves = tcp::halves(&mut app, Side::Application);
     let relayed = relay(
         halves,
         stream.halves(),
-        |count| event.add_sent(count as u64),
-        |count| event.add_received(count as u64),
+        |count| {
+            event.add_sent(count as u64);
+            pod.meters.sent.inc_by(count as u64);
+        },
+        |count| {
+            event.add_received(count as u64);
+            pod.meters.received.inc_by(count as u64);
+        },
     );
     let result = tokio::select! {
         result = relayed => result.map_err(Failure::from),
@@ -115,6 +124,7 @@ async fn carry(established: Established, revoked: &CancellationToken) {
 /// The way to the application, and the answer to the peer; none when it was refused or failed, which is told then.
 async fn open_stream(tunnel: &Tunnel, mut incoming: Incoming) -> Option<Established> {
     let pod = &tunnel.pod;
+    pod.meters.count_connection(Reporter::Destination);
     let authority = incoming.authority_text().to_owned();
     let (own, target) = match target(tunnel, &incoming).await {
         Ok(found) => found,

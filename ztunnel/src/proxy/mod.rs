@@ -13,9 +13,10 @@ mod own;
 pub mod passthrough;
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,14 +29,15 @@ use ztunnel_model::{Identity, Network, Text, Workload};
 use crate::hbone;
 use crate::hbone::pool::Pool;
 use crate::identity::manager::PodSvid;
+use crate::io::share::{Account, as_one_of};
 use crate::net::listen::{Accepted, Listener};
 use crate::net::socket::Options;
 use crate::net::stock::{Ask, Budget, Stock};
 use crate::policy::{self, AuthorizedConnection, Enforcer};
 use crate::shutdown::Drain;
 use crate::state::{Demand, Reader, Snapshot};
-use crate::telemetry::Metrics;
 use crate::telemetry::events::Reporter;
+use crate::telemetry::{Metrics, PodMeters};
 use failure::DialFailure;
 pub use live::{Direction, Live, LiveConnection};
 pub use neighbour::Neighbours;
@@ -97,6 +99,10 @@ pub struct PodProxy {
     live: Live,
     neighbours: Rc<Neighbours>,
     vouchers: neighbour::Vouchers,
+    meters: PodMeters,
+    account: Rc<Account>,
+    /// What arrives is shared by where it comes from: one busy client must not hold up the others.
+    callers: RefCell<HashMap<IpAddr, Weak<Account>>>,
     /// Ends the accepting on the listeners in use.
     listening: RefCell<CancellationToken>,
     /// Ends everything of this pod at once.
@@ -114,7 +120,9 @@ impl PodProxy {
         Place { live, neighbours, stop }: Place,
     ) -> std::io::Result<Rc<Self>> {
         let stock = Stock::new(shared.stocks.clone(), ask);
-        let pool = Pool::new(shared.hbone.clone(), stop.clone());
+        let meters = shared.metrics.pod(&facts.namespace, &facts.name);
+        let account = account(&meters);
+        let pool = Pool::new(shared.hbone.clone(), account.clone(), stop.clone());
         let (finder, node) = (facts.clone(), shared.node.clone());
         let own = Box::new(move |snapshot: &Snapshot| own::record(snapshot, &finder, node.as_deref()));
         let enforcer = Enforcer::new(shared.reader.clone(), own, shared.policy_at_info);
@@ -128,6 +136,9 @@ impl PodProxy {
             live,
             neighbours,
             vouchers: neighbour::Vouchers::default(),
+            meters,
+            account,
+            callers: RefCell::default(),
             listening: RefCell::default(),
             stop,
         });
@@ -139,7 +150,7 @@ impl PodProxy {
 
     /// Accepts on listeners that the agent handed over, instead of those before.
     pub fn listen(self: &Rc<Self>, listeners: Listeners) -> std::io::Result<()> {
-        let options = self.shared.sockets;
+        let options = &self.shared.sockets;
         let outbound = Listener::new(listeners.outbound, options)?;
         let plaintext = Listener::new(listeners.plaintext, options)?;
         let hbone = Listener::new(listeners.hbone, options)?;
@@ -200,18 +211,36 @@ impl PodProxy {
                 };
                 let guard = pod.shared.drain.guard();
                 let open = pod.shared.metrics.socket_opened(reporter);
+                let account = match reporter {
+                    Reporter::Source => pod.account.clone(),
+                    Reporter::Destination => pod.called_by(accepted.peer.ip()),
+                };
                 let line = line(pod.clone(), accepted);
                 let (stop, force) = (pod.stop.clone(), pod.shared.drain.force().clone());
-                tokio::task::spawn_local(async move {
+                tokio::task::spawn_local(as_one_of(&account, async move {
                     tokio::select! {
                         () = line => {}
                         () = stop.cancelled() => {}
                         () = force.cancelled() => {}
                     }
                     drop((guard, open));
-                });
+                }));
             }
         });
+    }
+
+    /// The account of what a caller does with this pod.
+    fn called_by(&self, caller: IpAddr) -> Rc<Account> {
+        let mut callers = self.callers.borrow_mut();
+        if let Some(known) = callers.get(&caller).and_then(Weak::upgrade) {
+            return known;
+        }
+        if callers.len() == callers.capacity() {
+            callers.retain(|_, known| known.strong_count() > 0);
+        }
+        let new = account(&self.meters);
+        callers.insert(caller, Rc::downgrade(&new));
+        new
     }
 
     fn keep_house(self: &Rc<Self>) {
@@ -242,4 +271,9 @@ impl PodProxy {
             }
         });
     }
+}
+
+fn account(meters: &PodMeters) -> Rc<Account> {
+    let worker = meters.worker.clone();
+    Account::new(move |time| worker.inc_by(time.as_secs_f64()))
 }

@@ -27,6 +27,7 @@ use crate::policy::{self, AuthorizedConnection};
 use crate::relay::{Side, relay, tcp};
 use crate::route::inbound::{Target, service_of, tunnelled};
 use crate::route::outbound::{Route, addressed_service};
+use crate::telemetry::PodMeters;
 use crate::telemetry::events::{self, Endpoint, Facts, Reporter, Security, Trace};
 use crate::tls::svid::Svid;
 use crate::tls::verify::Peer;
@@ -46,6 +47,7 @@ pub(super) struct Beside {
     authorized: AuthorizedConnection,
     vouched: Rc<Vouched>,
     event: events::Connection,
+    meters: PodMeters,
     stop: CancellationToken,
     _listed: Listed,
 }
@@ -123,6 +125,7 @@ pub(super) async fn connect(
         Ok(found) => found,
         Err(failure) => return Err(answered(&failure)),
     };
+    to.meters.count_connection(Reporter::Destination);
     let event = events::Connection::open(&to.shared.metrics, facts(to, &own, target, &call));
     let about = policy::Facts {
         peer: Peer::Verified(vouched.client().clone()),
@@ -144,18 +147,28 @@ pub(super) async fn connect(
         actual_dst: target.addr(),
         protocol: "TCP",
     });
-    Ok(Beside { app, authorized, vouched, event, stop: to.stop.clone(), _listed })
+    let (meters, stop) = (to.meters.clone(), to.stop.clone());
+    Ok(Beside { app, authorized, vouched, event, meters, stop, _listed })
 }
 
-/// `event` is the source's own.
+/// `on_up` and `on_down` count for the source.
 pub(super) async fn carry(
     source: &mut TcpStream,
-    event: &events::Connection,
+    on_up: impl Fn(usize),
+    on_down: impl Fn(usize),
     beside: Beside,
 ) -> Result<(), Failure> {
-    let Beside { mut app, authorized, vouched, event: arrival, stop, _listed } = beside;
-    let up = |count| [event, &arrival].iter().for_each(|event| event.add_received(count as u64));
-    let down = |count| [event, &arrival].iter().for_each(|event| event.add_sent(count as u64));
+    let Beside { mut app, authorized, vouched, event: arrival, meters, stop, _listed } = beside;
+    let up = |count| {
+        on_up(count);
+        arrival.add_received(count as u64);
+        meters.received.inc_by(count as u64);
+    };
+    let down = |count| {
+        on_down(count);
+        arrival.add_sent(count as u64);
+        meters.sent.inc_by(count as u64);
+    };
     let halves = (tcp::halves(source, Side::Application), tcp::halves(&mut app, Side::Far));
     let (result, arrived) = tokio::select! {
         result = relay(halves.0, halves.1, up, down) => {

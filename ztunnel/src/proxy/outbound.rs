@@ -50,7 +50,14 @@ pub(super) async fn serve(pod: Rc<PodProxy>, accepted: Accepted) {
 }
 
 async fn carry(pod: &PodProxy, mut app: TcpStream, Opened { far, event, _listed }: Opened) {
-    let (up, down) = (|count| event.add_received(count as u64), |count| event.add_sent(count as u64));
+    let up = |count| {
+        event.add_received(count as u64);
+        pod.meters.sent.inc_by(count as u64);
+    };
+    let down = |count| {
+        event.add_sent(count as u64);
+        pod.meters.received.inc_by(count as u64);
+    };
     let result = match far {
         Far::Stream(connected) => {
             let app = tcp::halves(&mut app, Side::Application);
@@ -58,7 +65,7 @@ async fn carry(pod: &PodProxy, mut app: TcpStream, Opened { far, event, _listed 
             let revoked = connected.hold.revoked();
             result.map_err(|broken| revoked.map_or_else(|| broken.into(), Failure::Revoked))
         }
-        Far::Beside(beside) => neighbour::carry(&mut app, &event, *beside).await,
+        Far::Beside(beside) => neighbour::carry(&mut app, up, down, *beside).await,
         Far::Tcp(mut stream) => {
             let app = tcp::halves(&mut app, Side::Application);
             relay(app, tcp::halves(&mut stream, Side::Far), up, down).await.map_err(Failure::from)
@@ -72,6 +79,7 @@ async fn carry(pod: &PodProxy, mut app: TcpStream, Opened { far, event, _listed 
 
 /// The way to the destination; none when it was refused or failed, which is told then.
 async fn open(pod: &Rc<PodProxy>, accepted: &Accepted) -> Option<Opened> {
+    pod.meters.count_connection(Reporter::Source);
     let own = pod.own_or_said();
     if let Some(demand) = &pod.shared.demand {
         let known = demand.owner(&own.network, accepted.orig_dst.ip(), &own.namespace).await;
@@ -182,6 +190,7 @@ async fn attempt(
 async fn dial_tunnel(pod: Rc<PodProxy>, key: pool::Key) -> Result<tls::Stream, DialFailure> {
     let Hop { addr, expected } = &key.hop;
     let svid = pod.svid.wait(CERTIFICATE_DEADLINE).await?;
+    pod.meters.handshakes.inc();
     let socket = pod.stock.take(STOCK_DEADLINE).await?;
     let tcp = dial(socket, source(key.source, addr.ip()), *addr, DIAL_DEADLINE, &pod.shared.sockets).await?;
     let connected = tls::client::connect(&svid, expected, tcp, HANDSHAKE_DEADLINE).await;

@@ -22,6 +22,7 @@ pub(super) async fn serve(pod: Rc<PodProxy>, mut accepted: Accepted) {
         EarlyDeny { reporter: Reporter::Destination, src, dst, error: failure.to_string() }.emit();
         reset_on_close(&accepted.stream);
     };
+    pod.meters.count_connection(Reporter::Destination);
     let target = match plaintext(accepted.orig_dst) {
         Ok(target) => target,
         Err(refused) => return deny(refused.into()),
@@ -51,8 +52,18 @@ pub(super) async fn serve(pod: Rc<PodProxy>, mut accepted: Accepted) {
     });
     let (near, far) =
         (tcp::halves(&mut app, Side::Application), tcp::halves(&mut accepted.stream, Side::Far));
-    let relayed =
-        relay(near, far, |count| event.add_sent(count as u64), |count| event.add_received(count as u64));
+    let relayed = relay(
+        near,
+        far,
+        |count| {
+            event.add_sent(count as u64);
+            pod.meters.sent.inc_by(count as u64);
+        },
+        |count| {
+            event.add_received(count as u64);
+            pod.meters.received.inc_by(count as u64);
+        },
+    );
     let result = tokio::select! {
         result = relayed => result.map_err(Failure::from),
         denied = authorized.revoked() => Err(Failure::Revoked(denied)),

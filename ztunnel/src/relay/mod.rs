@@ -16,6 +16,8 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 
+use crate::io::buffer::Read;
+
 /// Why a direction ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum Broken {
@@ -43,8 +45,12 @@ impl std::fmt::Display for Side {
 
 /// Where bytes come from.
 pub trait Receive {
-    /// The next bytes; `None` is a clean end.
-    fn receive(&mut self) -> impl Future<Output = Result<Option<Bytes>, Broken>>;
+    /// The next bytes; `None` is a clean end. They may be given to `offer` first, which takes as many as it likes, so that they
+    /// need not be kept for a `transmit`.
+    fn receive(
+        &mut self,
+        offer: impl FnMut(&[u8]) -> usize,
+    ) -> impl Future<Output = Result<Option<Read>, Broken>>;
 
     /// The other side took this many bytes: credit for them may be given back.
     fn taken(&mut self, count: usize);
@@ -52,17 +58,20 @@ pub trait Receive {
 
 /// Where bytes go.
 pub trait Transmit {
+    /// Takes what it can without waiting and without keeping it. What goes wrong shows in the next `transmit`.
+    fn offer(&self, bytes: &[u8]) -> usize;
+
     /// Returns once the bytes are on their way; the next are not read before.
-    fn transmit(&mut self, bytes: Bytes) -> impl Future<Output = Result<(), Broken>>;
+    fn transmit(&self, bytes: Bytes) -> impl Future<Output = Result<(), Broken>>;
 
     /// Ends the direction cleanly: FIN or END_STREAM.
-    fn finish(&mut self) -> impl Future<Output = Result<(), Broken>>;
+    fn finish(&self) -> impl Future<Output = Result<(), Broken>>;
 
     /// Resolves when this side was reset. For while nothing is sent to it and nothing more is read from it.
-    fn reset(&mut self) -> impl Future<Output = Broken>;
+    fn reset(&self) -> impl Future<Output = Broken>;
 
     /// Ends the connection abruptly: RST or RST_STREAM.
-    fn abort(&mut self);
+    fn abort(&self);
 }
 
 /// Relays until both directions ended or one broke. `on_up` and `on_down` count bytes from and to the application
@@ -79,12 +88,12 @@ where
     FR: Receive,
     FT: Transmit,
 {
-    let (mut app_receive, mut app_transmit) = app;
-    let (mut far_receive, mut far_transmit) = far;
+    let (mut app_receive, app_transmit) = app;
+    let (mut far_receive, far_transmit) = far;
     let (app_ended, far_ended) = (Ended::default(), Ended::default());
     let result = futures::future::try_join(
-        carry(&mut app_receive, &mut far_transmit, on_up, &app_ended, &far_ended),
-        carry(&mut far_receive, &mut app_transmit, on_down, &far_ended, &app_ended),
+        carry(&mut app_receive, &far_transmit, on_up, &app_ended, &far_ended),
+        carry(&mut far_receive, &app_transmit, on_down, &far_ended, &app_ended),
     )
     .await;
     match result {
@@ -127,7 +136,7 @@ impl Ended {
 /// unseen for as long as the other is silent; it is watched for instead.
 async fn carry<R: Receive, T: Transmit>(
     from: &mut R,
-    to: &mut T,
+    to: &T,
     count: impl Fn(usize),
     from_ended: &Ended,
     to_ended: &Ended,
@@ -135,12 +144,14 @@ async fn carry<R: Receive, T: Transmit>(
     loop {
         let received = tokio::select! {
             biased;
-            received = from.receive() => received?,
+            received = from.receive(|bytes| to.offer(bytes)) => received?,
             broken = async { poll_fn(|context| to_ended.poll(context)).await; to.reset().await } => return Err(broken),
         };
-        let Some(bytes) = received else { break };
-        let length = bytes.len();
-        to.transmit(bytes).await?;
+        let Some(Read { taken, rest }) = received else { break };
+        let length = taken + rest.len();
+        if !rest.is_empty() {
+            to.transmit(rest).await?;
+        }
         from.taken(length);
         count(length);
     }

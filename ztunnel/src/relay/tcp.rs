@@ -2,15 +2,14 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
 
 use bytes::{Buf, Bytes};
-use tokio::io::{AsyncWrite, Interest};
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
 use super::{Broken, Receive, Side, Transmit};
-use crate::io::buffer;
+use crate::io::buffer::{self, Read};
 use crate::net::socket::{end_sending, reset_on_close};
 
 /// The two directions of a TCP connection.
@@ -25,9 +24,9 @@ pub struct TcpReceive<'a> {
 }
 
 impl Receive for TcpReceive<'_> {
-    async fn receive(&mut self) -> Result<Option<Bytes>, Broken> {
-        match poll_fn(|context| buffer::poll_read(&mut self.read, context)).await {
-            Ok(bytes) => Ok((!bytes.is_empty()).then_some(bytes)),
+    async fn receive(&mut self, mut offer: impl FnMut(&[u8]) -> usize) -> Result<Option<Read>, Broken> {
+        match poll_fn(|context| buffer::poll_read(&mut self.read, context, &mut offer)).await {
+            Ok(read) => Ok((read.taken > 0 || !read.rest.is_empty()).then_some(read)),
             Err(error) => Err(broken(error, self.side)),
         }
     }
@@ -41,15 +40,24 @@ pub struct TcpTransmit<'a> {
 }
 
 impl Transmit for TcpTransmit<'_> {
-    async fn transmit(&mut self, mut bytes: Bytes) -> Result<(), Broken> {
+    fn offer(&self, bytes: &[u8]) -> usize {
+        self.write.try_write(bytes).unwrap_or(0)
+    }
+
+    async fn transmit(&self, mut bytes: Bytes) -> Result<(), Broken> {
         while !bytes.is_empty() {
-            let written = poll_fn(|context| Pin::new(&mut self.write).poll_write(context, &bytes)).await;
-            bytes.advance(written.map_err(|error| broken(error, self.side))?);
+            match self.write.try_write(&bytes) {
+                Ok(count) => bytes.advance(count),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.write.writable().await.map_err(|error| broken(error, self.side))?;
+                }
+                Err(error) => return Err(broken(error, self.side)),
+            }
         }
         Ok(())
     }
 
-    async fn finish(&mut self) -> Result<(), Broken> {
+    async fn finish(&self) -> Result<(), Broken> {
         match end_sending(self.write.as_ref()) {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
@@ -57,14 +65,14 @@ impl Transmit for TcpTransmit<'_> {
         }
     }
 
-    async fn reset(&mut self) -> Broken {
+    async fn reset(&self) -> Broken {
         match self.write.ready(Interest::ERROR).await {
             Ok(_) => Broken::Reset(self.side),
             Err(error) => broken(error, self.side),
         }
     }
 
-    fn abort(&mut self) {
+    fn abort(&self) {
         reset_on_close(self.write.as_ref());
     }
 }

@@ -135,9 +135,12 @@ fn chosen_ip(upstream: &Upstream, dialled: IpAddr) -> Option<IpAddr> {
 
 /// Who may answer: the workload itself, and whoever the service says (interop.md section 2.1).
 fn expected(upstream: &Upstream) -> IdentitySet {
-    let names = upstream.service.iter().flat_map(|service| &service.subject_alt_names);
-    let extra = names.filter_map(|name| name.parse::<Identity>().ok());
     let own = upstream.workload.identity.clone();
+    let mut names = upstream.service.iter().flat_map(|service| &service.subject_alt_names).peekable();
+    if names.peek().is_none() {
+        return IdentitySet::one(own);
+    }
+    let extra = names.filter_map(|name| name.parse::<Identity>().ok());
     IdentitySet::from_iter(extra.chain([own.clone()])).unwrap_or(IdentitySet::one(own))
 }
 

@@ -15,6 +15,7 @@ use super::events::{Rejection, Reporter};
 use super::labels::Traffic;
 use super::names::{self, Name};
 use super::openmetrics;
+use super::pods::{PodMeters, Pods};
 
 pub struct Metrics {
     registry: Registry,
@@ -29,6 +30,7 @@ pub struct Metrics {
     crl_untracked: IntCounterVec,
     certificates: Certificates,
     discovery: Discovery,
+    pods: Pods,
     lines_dropped: IntCounter,
     dropped: OnceLock<ErrorCounter>,
     open_fds: IntGauge,
@@ -74,6 +76,7 @@ impl Metrics {
             crl_untracked: register(&registry, IntCounterVec::new(opts(names::CRL_UNTRACKED), &["reporter"])),
             certificates: Certificates::new(&registry),
             discovery: Discovery::new(&registry),
+            pods: Pods::new(&registry),
             lines_dropped: counter(names::LOG_LINES_DROPPED),
             dropped: OnceLock::new(),
             open_fds: gauge(names::OPEN_FDS),
@@ -89,6 +92,15 @@ impl Metrics {
         let gauge = self.sockets.with_label_values(&[reporter.as_str()]);
         gauge.inc();
         OpenSocket(gauge)
+    }
+
+    /// The counters of a pod that came.
+    pub fn pod(&self, namespace: &str, pod: &str) -> PodMeters {
+        self.pods.meters(namespace, pod)
+    }
+
+    pub fn forget_pod(&self, namespace: &str, pod: &str) {
+        self.pods.forget(namespace, pod);
     }
 
     /// Shows the log's own count of dropped lines; the first call counts.

@@ -13,6 +13,7 @@ mod levels;
 mod metrics;
 pub mod names;
 mod openmetrics;
+mod pods;
 
 use std::io;
 
@@ -26,6 +27,7 @@ pub use certificates::CertificateFacts;
 pub use discovery::{DiscoveryFacts, TypeFacts};
 pub use levels::{Levels, SpecError};
 pub use metrics::{Metrics, OpenSocket};
+pub use pods::PodMeters;
 
 /// Lines that wait for stdout. When it is slow, further lines are dropped and counted: a log never holds up traffic.
 const QUEUE: usize = 10_000;

@@ -52,6 +52,13 @@ names! {
         "Inbound connections that ended before an HBONE stream was accepted";
     POLICIES_MISSING = "ztunnel_policies_missing",
         "Policies that workloads of this node name but that are not known: nothing reaches these workloads until then";
+    POD_WORKER = "ztunnel_pod_worker_seconds_total",
+        "Time of the workers that a pod of this node took, sampled";
+    POD_RECEIVED = "ztunnel_pod_received_bytes_total", "Bytes that were handed to the applications of a pod of this node";
+    POD_SENT = "ztunnel_pod_sent_bytes_total", "Bytes that were taken from the applications of a pod of this node";
+    POD_CONNECTIONS = "ztunnel_pod_connections_total",
+        "Connections that a pod of this node opened (source) or was sent (destination)";
+    POD_HANDSHAKES = "ztunnel_pod_handshakes_total", "TLS handshakes begun for a pod of this node, in either role";
     LOG_LINES_DROPPED = "ztunnel_log_lines_dropped_total", "Log lines dropped because their reader was slow";
     LABELS_DROPPED = "ztunnel_traffic_labels_dropped_total",
         "Connections counted without workload labels because too many label sets exist";

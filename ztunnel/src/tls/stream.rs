@@ -143,14 +143,18 @@ impl Stream {
     }
 
     fn write_records(&mut self, cx: &mut Context<'_>, pieces: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        ready!(self.send(cx))?;
+        if self.outgoing.is_filling() {
+            ready!(self.send(cx))?;
+        }
         if self.closing {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         let sealed = self.outgoing.seal(&mut self.session, pieces).map_err(failure)?;
         turn::spend(sealed);
-        // What the socket does not take now, the next write or flush sends.
-        let _ = self.send(cx)?;
+        // What the socket does not take now, the next write or flush sends; what is little waits for company.
+        if self.outgoing.is_filling() {
+            let _ = self.send(cx)?;
+        }
         Poll::Ready(Ok(sealed))
     }
 

@@ -8,6 +8,7 @@ use ztunnel_model::IdentitySet;
 use super::*;
 use crate::hbone::HANDSHAKE_DEADLINE;
 use crate::hbone::server::{self, Incoming, Signals};
+use crate::io::share::Account;
 use crate::tls::test_ca::{Leaf, TestCa, identity};
 
 const CART: &str = "spiffe://cluster.local/ns/shop/sa/cart";
@@ -57,7 +58,7 @@ impl Bed {
         });
         let hop = Hop { addr, expected: IdentitySet::one(identity(BANK)) };
         Self {
-            pool: Pool::new(settings(max_streams), CancellationToken::new()),
+            pool: Pool::new(settings(max_streams), Account::new(|_| {}), CancellationToken::new()),
             key: Key { hop, source: addr.ip() },
             ca,
             svid,

@@ -9,6 +9,9 @@ use crate::io::spare::Buffer;
 /// Kept free behind the data, for a KeyUpdate and a last alert.
 const RESERVE: usize = 3 * (OVERHEAD + 8);
 
+/// From here on it is sent before more is sealed.
+const MUCH: usize = 64 * 1024;
+
 /// What was sealed and not yet sent; holds a buffer only while there is something.
 #[derive(Default)]
 pub(in crate::tls) struct Outgoing {
@@ -24,6 +27,10 @@ struct Held {
 impl Outgoing {
     pub(in crate::tls) fn unsent(&self) -> &[u8] {
         self.held.as_ref().map_or(&[], |held| &held.buffer[held.start..held.end])
+    }
+
+    pub(in crate::tls) fn is_filling(&self) -> bool {
+        self.held.as_ref().is_some_and(|held| held.end >= MUCH)
     }
 
     pub(in crate::tls) fn sent(&mut self, count: usize) {

@@ -24,7 +24,7 @@ thread_local! {
 }
 
 /// What came of a read.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Read {
     /// Bytes that were handed on at once, and never left the buffer.
     pub taken: usize,

@@ -98,18 +98,8 @@ async fn serve_stream(tunnel: Rc<Tunnel>, incoming: Incoming, revoked: Cancellat
 async fn carry(pod: &PodProxy, established: Established, revoked: &CancellationToken) {
     let Established { stream, mut app, authorized, event, _listed } = established;
     let halves = tcp::halves(&mut app, Side::Application);
-    let relayed = relay(
-        halves,
-        stream.halves(),
-        |count| {
-            event.add_sent(count as u64);
-            pod.meters.sent.inc_by(count as u64);
-        },
-        |count| {
-            event.add_received(count as u64);
-            pod.meters.received.inc_by(count as u64);
-        },
-    );
+    let (up, down) = pod.meters.relayed(&event);
+    let relayed = relay(halves, stream.halves(), up, down);
     let result = tokio::select! {
         result = relayed => result.map_err(Failure::from),
         denied = authorized.revoked() => Err(Failure::Revoked(denied)),

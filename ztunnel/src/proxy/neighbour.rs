@@ -159,15 +159,14 @@ pub(super) async fn carry(
     beside: Beside,
 ) -> Result<(), Failure> {
     let Beside { mut app, authorized, vouched, event: arrival, meters, stop, _listed } = beside;
-    let up = |count| {
+    let (sent, received) = meters.relayed(&arrival);
+    let up = move |count| {
         on_up(count);
-        arrival.add_received(count as u64);
-        meters.received.inc_by(count as u64);
+        received(count);
     };
-    let down = |count| {
+    let down = move |count| {
         on_down(count);
-        arrival.add_sent(count as u64);
-        meters.sent.inc_by(count as u64);
+        sent(count);
     };
     let halves = (tcp::halves(source, Side::Application), tcp::halves(&mut app, Side::Far));
     let (result, arrived) = tokio::select! {

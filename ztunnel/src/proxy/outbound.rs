@@ -50,14 +50,7 @@ pub(super) async fn serve(pod: Rc<PodProxy>, accepted: Accepted) {
 }
 
 async fn carry(pod: &PodProxy, mut app: TcpStream, Opened { far, event, _listed }: Opened) {
-    let up = |count| {
-        event.add_received(count as u64);
-        pod.meters.sent.inc_by(count as u64);
-    };
-    let down = |count| {
-        event.add_sent(count as u64);
-        pod.meters.received.inc_by(count as u64);
-    };
+    let (up, down) = pod.meters.relayed(&event);
     let result = match far {
         Far::Stream(connected) => {
             let app = tcp::halves(&mut app, Side::Application);

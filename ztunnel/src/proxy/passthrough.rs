@@ -52,18 +52,8 @@ pub(super) async fn serve(pod: Rc<PodProxy>, mut accepted: Accepted) {
     });
     let (near, far) =
         (tcp::halves(&mut app, Side::Application), tcp::halves(&mut accepted.stream, Side::Far));
-    let relayed = relay(
-        near,
-        far,
-        |count| {
-            event.add_sent(count as u64);
-            pod.meters.sent.inc_by(count as u64);
-        },
-        |count| {
-            event.add_received(count as u64);
-            pod.meters.received.inc_by(count as u64);
-        },
-    );
+    let (up, down) = pod.meters.relayed(&event);
+    let relayed = relay(near, far, up, down);
     let result = tokio::select! {
         result = relayed => result.map_err(Failure::from),
         denied = authorized.revoked() => Err(Failure::Revoked(denied)),

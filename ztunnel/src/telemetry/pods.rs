@@ -2,7 +2,7 @@
 
 use prometheus::{Counter, CounterVec, IntCounter, IntCounterVec, Registry};
 
-use super::events::Reporter;
+use super::events::{Connection, Reporter};
 use super::metrics::{opts, register};
 use super::names;
 
@@ -22,8 +22,8 @@ pub struct PodMeters {
     /// Seconds of a worker's time.
     pub worker: Counter,
     /// Bytes to and from its applications.
-    pub received: IntCounter,
-    pub sent: IntCounter,
+    received: IntCounter,
+    sent: IntCounter,
     opened: IntCounter,
     accepted: IntCounter,
     /// TLS handshakes that were begun, in either role.
@@ -79,5 +79,23 @@ impl PodMeters {
             Reporter::Source => self.opened.inc(),
             Reporter::Destination => self.accepted.inc(),
         }
+    }
+
+    /// Count, of a connection and of the pod that tells of it, what its application sent, and what was handed to it.
+    pub fn relayed<'a>(&'a self, event: &'a Connection) -> (impl Fn(usize) + 'a, impl Fn(usize) + 'a) {
+        let client = event.facts().reporter == Reporter::Source;
+        let count = move |towards_server: bool, bytes: u64| match towards_server {
+            true => event.add_received(bytes),
+            false => event.add_sent(bytes),
+        };
+        let sent = move |bytes: usize| {
+            count(client, bytes as u64);
+            self.sent.inc_by(bytes as u64);
+        };
+        let received = move |bytes: usize| {
+            count(!client, bytes as u64);
+            self.received.inc_by(bytes as u64);
+        };
+        (sent, received)
     }
 }

@@ -5,6 +5,7 @@
 mod alone;
 mod dump;
 mod feeds;
+mod limits;
 mod settings;
 
 use std::process::ExitCode;
@@ -18,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::{self, Readiness};
 use crate::config::{self, Config};
 use crate::identity;
+use crate::io::load::Loads;
 use crate::io::worker::Workers;
 use crate::io::{priority, privileges};
 use crate::pod;
@@ -110,15 +112,19 @@ async fn control(config: Config, log: Log) -> Result<(), Error> {
     let shown = identities.clone();
     metrics.show_certificates(move || certificate_facts(&shown));
 
-    let workers = Arc::new(Workers::start(config.workers, |_| Local::default())?);
+    let loads = Arc::new(Loads::new(config.workers, config.worker_rule.most()));
+    let workers = Arc::new(Workers::start(loads, |_| Local::default())?);
+    metrics.workers.set(i64::try_from(workers.count()).unwrap_or(i64::MAX));
     priority::yield_to_workers();
     let shared = Arc::new(settings::shared(&config, &feeds, metrics.clone(), drain.clone()));
+    let sizes = limits::follow(&config, shared.clone());
     let (pods, view) = pod::Manager::new(
         workers.clone(),
         shared,
         identities.clone(),
         config.node.trust_domain.clone(),
         config.redirect_socket.clone(),
+        sizes,
         move || drop(pods_pending),
     );
     // A proxy that knows a part of the mesh would take the rest of it for the outside. Until then connections wait in the

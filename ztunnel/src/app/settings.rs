@@ -13,6 +13,16 @@ use crate::shutdown::Drain;
 use crate::telemetry::Metrics;
 
 pub(super) fn shared(config: &Config, feeds: &Feeds, metrics: Arc<Metrics>, drain: Drain) -> Shared {
+    let sockets = Options {
+        keepalive: config.sockets.keepalive.as_ref().map(|keepalive| Keepalive {
+            time: keepalive.time,
+            interval: keepalive.interval,
+            retries: keepalive.retries,
+        }),
+        user_timeout: config.sockets.user_timeout,
+        congestion: None,
+    };
+    let congestion = config.sockets.local_congestion.as_deref().map(Arc::from);
     Shared {
         reader: feeds.reader.clone(),
         demand: feeds.demand.clone(),
@@ -27,20 +37,15 @@ pub(super) fn shared(config: &Config, feeds: &Feeds, metrics: Arc<Metrics>, drai
             max_streams: config.hbone.max_streams as usize,
             unused_release: config.hbone.unused_release,
         },
-        sockets: Options {
-            keepalive: config.sockets.keepalive.as_ref().map(|keepalive| Keepalive {
-                time: keepalive.time,
-                interval: keepalive.interval,
-                retries: keepalive.retries,
-            }),
-            user_timeout: config.sockets.user_timeout,
-        },
+        local_sockets: Options { congestion, ..sockets.clone() },
+        sockets,
         original_source: config.sockets.original_source,
         plain_same_node: config.sockets.same_node == config::SameNode::Plain,
         response_baggage: config.response_baggage,
         policy_at_info: config.telemetry.policy_info,
         drain,
         stocks: crate::net::stock::Budget::default(),
+        memory: crate::io::budget::Budget::default(),
     }
 }
 

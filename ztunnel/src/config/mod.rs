@@ -5,10 +5,12 @@
 //! only `app` sees the whole. Secrets are kept out of `Debug` and of the configuration dump.
 
 mod host;
+mod memory;
 mod mesh;
 mod quantity;
 mod raw;
 mod resolve;
+mod workers;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,7 +22,9 @@ use serde_json::Value;
 use ztunnel_model::codec::located;
 
 pub use host::Host;
+pub use memory::MemoryRule;
 pub use raw::Environment;
+pub use workers::WorkerRule;
 
 /// The effective configuration; serialized into `/config_dump`.
 #[derive(Clone, Debug, Serialize)]
@@ -28,7 +32,11 @@ pub use raw::Environment;
 pub struct Config {
     pub telemetry: Telemetry,
     pub admin: Admin,
+    /// At start.
     pub workers: usize,
+    #[serde(skip)]
+    pub worker_rule: WorkerRule,
+    pub memory: MemoryRule,
     pub node: Node,
     pub hbone: Hbone,
     pub sockets: Sockets,
@@ -97,6 +105,8 @@ pub struct Sockets {
     /// The application sees the address of the original client.
     pub original_source: bool,
     pub same_node: SameNode,
+    /// Congestion control between an application and this proxy.
+    pub local_congestion: Option<String>,
 }
 
 /// How a connection goes whose two ends are pods of this node.

@@ -1,4 +1,4 @@
-//! The written forms of durations and of CPU quantities.
+//! The written forms of durations and of quantities of CPUs and bytes.
 
 use std::time::Duration;
 
@@ -42,6 +42,22 @@ pub(super) fn cpus(text: &str) -> Option<usize> {
     }
     let cpus = (number.parse::<f64>().ok()? / scale).ceil();
     (cpus <= 1_000_000.0).then_some(cpus as usize)
+}
+
+/// Bytes as Kubernetes writes them: `1000`, `64Mi`, `2G`.
+pub(super) fn bytes(text: &str) -> Option<u64> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let scale: u64 = match &text[digits..] {
+        "" => 1,
+        "k" => 1000,
+        "M" => 1_000_000,
+        "G" => 1_000_000_000,
+        "Ki" => 1 << 10,
+        "Mi" => 1 << 20,
+        "Gi" => 1 << 30,
+        _ => return None,
+    };
+    text[..digits].parse::<u64>().ok()?.checked_mul(scale)
 }
 
 /// How many worker threads the operator wants.
@@ -90,6 +106,16 @@ mod tests {
         }
         for bad in ["", "m", "x", "1Gi", "-1", "inf", "1e99", ".", "NaN"] {
             assert_eq!(cpus(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn sizes() {
+        for (text, size) in [("0", 0), ("1000", 1000), ("64Mi", 64 << 20), ("2G", 2_000_000_000)] {
+            assert_eq!(bytes(text), Some(size), "{text}");
+        }
+        for bad in ["", "Mi", "1.5Gi", "-1", "1m", "1 Mi", "20000000000Gi"] {
+            assert_eq!(bytes(bad), None, "{bad}");
         }
     }
 

@@ -81,6 +81,9 @@ pub(super) struct Raw {
     pub(super) cpu_limit: Option<usize>,
     pub(super) resource_cpu_limit: Option<usize>,
     pub(super) resource_cpu_request: Option<usize>,
+    pub(super) memory_budget: Option<u64>,
+    pub(super) pod_memory_budget: Option<u64>,
+    pub(super) local_congestion: Option<String>,
     pub(super) rust_log: Option<String>,
     pub(super) json_log: Option<bool>,
     pub(super) proxy_config: Option<String>,
@@ -156,6 +159,18 @@ impl Raw {
             }),
             resource_cpu_limit: from.cpus("ZTUNNEL_RESOURCE_CPU_LIMIT"),
             resource_cpu_request: from.cpus("ZTUNNEL_RESOURCE_CPU_REQUEST"),
+            memory_budget: from.bytes("MEMORY_BUDGET"),
+            pod_memory_budget: from.bytes("POD_MEMORY_BUDGET"),
+            local_congestion: from.parsed(
+                "LOCAL_CONGESTION_CONTROL",
+                "the name of a congestion control such as cubic",
+                |text| {
+                    // TCP_CA_NAME_MAX with its final zero (linux/tcp.h).
+                    let fits =
+                        (1..16).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
+                    fits.then(|| text.to_owned())
+                },
+            ),
             rust_log: from.parsed("RUST_LOG", "a list of LEVEL and SCOPE=LEVEL", |text| {
                 text.parse::<Targets>().ok().map(|_| text.to_owned())
             }),
@@ -231,6 +246,10 @@ impl Reader<'_> {
         self.parsed(name, "a CPU quantity above zero such as 2, 1.5 or 500m", |text| {
             quantity::cpus(text).filter(|&count| count > 0)
         })
+    }
+
+    fn bytes(&mut self, name: &str) -> Option<u64> {
+        self.parsed(name, "bytes such as 400Mi or 1G, 0 for no bound", quantity::bytes)
     }
 
     /// Variables whose names begin with a prefix, which the answer leaves out.

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::mesh::ProxyConfig;
-use super::quantity::Workers;
 use super::raw::Raw;
+use super::workers::WorkerRule;
 use super::{
-    Admin, Config, Drain, Hbone, Host, Identity, Keepalive, Mistake, Node, RootSource, Secret, Sockets,
-    StaticSource, Telemetry, TokenSource, Xds, XdsNode,
+    Admin, Config, Drain, Hbone, Host, Identity, Keepalive, MemoryRule, Mistake, Node, RootSource, Secret,
+    Sockets, StaticSource, Telemetry, TokenSource, Xds, XdsNode,
 };
 
 const ROOT_FILE: &str = "./var/run/secrets/istio/root-cert.pem";
@@ -24,7 +24,7 @@ pub(super) fn resolve(
     host: &Host,
     mistakes: &mut Vec<Mistake>,
 ) -> Config {
-    let workers = workers(&raw, proxy_config.concurrency, host);
+    let worker_rule = worker_rule(&raw, proxy_config.concurrency, host);
     let ipv6 = raw.ipv6_enabled.unwrap_or(true) && host.ipv6;
     let metadata = metadata(&raw, &proxy_config);
     let written = |key: &str| metadata.get(key).filter(|text| !text.is_empty()).cloned();
@@ -45,7 +45,9 @@ pub(super) fn resolve(
             ipv6,
             ipv6_loopback: ipv6 && host.ipv6_loopback,
         },
-        workers,
+        workers: worker_rule.at_start(),
+        worker_rule,
+        memory: MemoryRule { process: raw.memory_budget, pod: raw.pod_memory_budget },
         node: Node {
             name: raw.node_name.clone(),
             network: raw.network.clone().unwrap_or_default(),
@@ -114,20 +116,15 @@ fn xds(
     }
 }
 
-/// The last paragraph of interop.md section 1.3.
-fn workers(raw: &Raw, concurrency: Option<u16>, host: &Host) -> usize {
-    let cpus = raw.resource_cpu_limit.or(raw.cpu_limit).unwrap_or(host.cpus).max(1);
-    let percent = |share: usize| (cpus * share).div_ceil(100).max(1);
-    let request = raw.resource_cpu_request.unwrap_or(0);
-    match (raw.worker_threads, concurrency) {
-        (Some(Workers::Count(count)), _) => count,
-        (Some(Workers::AllCpus), _) | (None, Some(0)) => cpus,
-        (Some(Workers::Percent(share)), _) => percent(share as usize),
-        (None, Some(count)) => usize::from(count),
-        (None, None) => match raw.resource_cpu_limit {
-            Some(limit) => limit.max(request),
-            None => percent(25).max(request).max(2),
-        },
+fn worker_rule(raw: &Raw, concurrency: Option<u16>, host: &Host) -> WorkerRule {
+    WorkerRule {
+        threads: raw.worker_threads,
+        concurrency,
+        cpu_limit: raw.cpu_limit,
+        resource_limit: raw.resource_cpu_limit,
+        resource_request: raw.resource_cpu_request,
+        cpus: host.cpus,
+        on_host: host.all_cpus,
     }
 }
 
@@ -144,6 +141,7 @@ fn sockets(raw: &Raw) -> Sockets {
         // The agent's sockets can always take the original address, so "when it succeeds" is the same as "yes".
         original_source: raw.enable_orig_src.unwrap_or(true),
         same_node: raw.same_node.unwrap_or_default(),
+        local_congestion: raw.local_congestion.clone(),
     }
 }
 

@@ -7,6 +7,7 @@ use super::*;
 fn host() -> Host {
     Host {
         cpus: 16,
+        all_cpus: 16,
         open_files: None,
         ipv6: true,
         ipv6_loopback: false,
@@ -36,6 +37,7 @@ fn defaults() {
             "adminPort": 15000, "statsPort": 15020, "readinessPort": 15021, "ipv6": true, "ipv6Loopback": false,
         },
         "workers": 4,
+        "memory": {"process": null, "pod": null},
         "node": {
             "name": null, "network": "", "clusterId": "Kubernetes", "trustDomain": "cluster.local", "ipv6": true,
         },
@@ -50,6 +52,7 @@ fn defaults() {
             "userTimeout": null,
             "originalSource": true,
             "sameNode": "mtls",
+            "localCongestion": null,
         },
         "xds": {
             "address": "https://localhost:15012", "root": {"file": "./var/run/secrets/istio/root-cert.pem"},

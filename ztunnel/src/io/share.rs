@@ -19,6 +19,8 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use super::slice;
+
 /// Bytes of one pod in one round, about: what takes a tenth of a millisecond, also with encryption.
 const QUANTUM: usize = 128 * 1024;
 /// For so long after it did something, a pod counts as being at work.
@@ -212,6 +214,7 @@ impl<F: Future> Future for Sharing<F> {
             if !account.is_over(worker.round.get()) {
                 account.release_one();
             }
+            slice::turn_over();
             polled
         })
     }

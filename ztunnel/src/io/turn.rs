@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker};
 
 use tokio::task::coop;
 
-use super::share;
+use super::{share, slice};
 
 /// Of tokio's cooperative scheduling; it offers no way to ask.
 const UNITS: usize = 128;
@@ -30,6 +30,7 @@ pub(super) fn taken() -> u64 {
 pub fn spend(bytes: usize) {
     TAKEN.set(TAKEN.get().wrapping_add(1));
     share::spend(bytes);
+    slice::spend(bytes);
     let mut context = Context::from_waker(Waker::noop());
     for _ in 0..bytes / (BYTES / UNITS) {
         if !coop::has_budget_remaining() {

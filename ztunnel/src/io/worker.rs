@@ -1,25 +1,33 @@
 //! Worker threads. A connection lives and dies on one worker, so nothing on the data path is shared or locked.
 
 use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread;
 use std::time::Duration;
 
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::LocalSet;
 
-use super::{memory, share};
+use super::load::Loads;
+use super::{memory, share, slice};
 
-/// Jobs are control work (pods that come and go, dumps), so a short queue is enough.
+/// Jobs are control work (pods that come and go, dumps) and connections that another worker accepted, so a short queue is
+/// enough.
 const QUEUED_JOBS: usize = 1024;
 /// For a worker to come to a job between its connections.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 
-type Job<S> = Box<dyn FnOnce(&Rc<S>) + Send>;
+/// What a worker does with its state, besides its connections.
+pub type Job<S> = Box<dyn FnOnce(&Rc<S>) + Send>;
 
 /// The worker threads of the process. Dropping it ends them after the job at hand.
 pub struct Workers<S> {
-    queues: Vec<mpsc::Sender<Job<S>>>,
-    threads: Vec<thread::JoinHandle<()>>,
+    /// More may come while the process runs, none goes.
+    queues: RwLock<Vec<mpsc::Sender<Job<S>>>>,
+    threads: Mutex<Vec<thread::JoinHandle<()>>>,
+    make: Arc<dyn Fn(usize) -> S + Send + Sync>,
+    loads: Arc<Loads>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -33,31 +41,50 @@ pub enum Error {
 }
 
 impl<S: 'static> Workers<S> {
-    /// Starts `count` workers; `make` builds the state of each on its own thread.
-    pub fn start<F>(count: usize, make: F) -> Result<Self, Error>
+    /// Starts as many workers as are active; `make` builds the state of each on its own thread.
+    pub fn start<F>(loads: Arc<Loads>, make: F) -> Result<Self, Error>
     where
-        F: Fn(usize) -> S + Send + Clone + 'static,
+        F: Fn(usize) -> S + Send + Sync + 'static,
     {
-        let mut workers = Self { queues: Vec::new(), threads: Vec::new() };
-        for index in 0..count.max(1) {
-            let (queue, jobs) = mpsc::channel(QUEUED_JOBS);
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .map_err(|source| Error::Start { index, source })?;
-            let make = make.clone();
-            let thread = thread::Builder::new()
-                .name(format!("worker-{index}"))
-                .spawn(move || LocalSet::new().block_on(&runtime, visit(Rc::new(make(index)), jobs)))
-                .map_err(|source| Error::Start { index, source })?;
-            workers.queues.push(queue);
-            workers.threads.push(thread);
-        }
+        let (queues, threads) = (RwLock::default(), Mutex::default());
+        let workers = Self { queues, threads, make: Arc::new(make), loads };
+        workers.grow(workers.loads.active())?;
         Ok(workers)
     }
 
+    pub fn loads(&self) -> &Arc<Loads> {
+        &self.loads
+    }
+
+    /// Those that run, active or not.
     pub fn count(&self) -> usize {
-        self.queues.len()
+        self.queues.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Starts what is missing to `count`.
+    pub fn grow(&self, count: usize) -> Result<(), Error> {
+        for index in self.count()..count {
+            let (queue, thread) = self.one(index).map_err(|source| Error::Start { index, source })?;
+            self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+            self.queues.write().unwrap_or_else(PoisonError::into_inner).push(queue);
+        }
+        Ok(())
+    }
+
+    fn one(&self, index: usize) -> std::io::Result<(mpsc::Sender<Job<S>>, thread::JoinHandle<()>)> {
+        let (queue, jobs) = mpsc::channel(QUEUED_JOBS);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (make, loads) = (self.make.clone(), self.loads.clone());
+        let thread = thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+            loads.is_worker(index);
+            slice::begin(loads, index);
+            LocalSet::new().block_on(&runtime, visit(Rc::new(make(index)), jobs));
+        })?;
+        Ok((queue, thread))
+    }
+
+    fn queue(&self, index: usize) -> Option<mpsc::Sender<Job<S>>> {
+        self.queues.read().unwrap_or_else(PoisonError::into_inner).get(index).cloned()
     }
 
     /// Runs a job on one worker, inside its runtime: it may spawn local tasks.
@@ -65,7 +92,16 @@ impl<S: 'static> Workers<S> {
     where
         F: FnOnce(&Rc<S>) + Send + 'static,
     {
-        self.queues[index].send(Box::new(job)).await.map_err(|_| Error::Ended(index))
+        let queue = self.queue(index).ok_or(Error::Ended(index))?;
+        queue.send(Box::new(job)).await.map_err(|_| Error::Ended(index))
+    }
+
+    /// The same without waiting; a job that finds no room comes back.
+    pub fn try_run(&self, index: usize, job: Job<S>) -> Result<(), Job<S>> {
+        let Some(queue) = self.queue(index) else { return Err(job) };
+        queue.try_send(job).map_err(|error| match error {
+            TrySendError::Full(job) | TrySendError::Closed(job) => job,
+        })
     }
 
     /// Runs a job on one worker and brings its answer.
@@ -97,9 +133,10 @@ impl<S: 'static> Workers<S> {
     }
 
     /// Ends the workers, dropping whatever they still hold.
-    pub fn stop(mut self) {
-        self.queues.clear();
-        for thread in self.threads.drain(..) {
+    pub fn stop(self) {
+        let Self { queues, threads, .. } = self;
+        drop(queues);
+        for thread in threads.into_inner().unwrap_or_else(PoisonError::into_inner) {
             if thread.join().is_err() {
                 tracing::error!("a worker ended by a panic");
             }

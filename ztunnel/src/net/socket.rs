@@ -2,16 +2,19 @@
 
 use std::io;
 use std::net::Shutdown;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 
 /// How dead peers are noticed (interop.md section 1.3, KEEPALIVE_* and USER_TIMEOUT_ENABLED).
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Options {
     pub keepalive: Option<Keepalive>,
     pub user_timeout: Option<Duration>,
+    /// Of the kernel's congestion controls, instead of the namespace's own.
+    pub congestion: Option<Arc<str>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -36,7 +39,25 @@ pub fn prepare<'a>(socket: impl Into<SockRef<'a>>, options: &Options) -> io::Res
     if options.user_timeout.is_some() {
         socket.set_tcp_user_timeout(options.user_timeout)?;
     }
+    if let Some(congestion) = &options.congestion {
+        control_congestion(&socket, congestion);
+    }
     Ok(())
+}
+
+/// A kernel that does not have it is no reason to lose connections.
+fn control_congestion(socket: &SockRef<'_>, name: &str) {
+    static TOLD: Once = Once::new();
+    if let Err(error) = socket.set_tcp_congestion(name.as_bytes()) {
+        TOLD.call_once(|| {
+            tracing::warn!(
+                %error,
+                congestion = name,
+                "this congestion control cannot be used, the pods' own is: LOCAL_CONGESTION_CONTROL must name one of \
+                 net.ipv4.tcp_allowed_congestion_control"
+            );
+        });
+    }
 }
 
 /// As [`prepare`] for a socket that a proxy with other settings may have prepared before.

@@ -1,5 +1,6 @@
 //! Follows the agent: brings pods up on every worker, takes them down, and shares out the sockets that come.
 
+use std::cell::RefCell;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -10,6 +11,7 @@ use std::time::Duration;
 
 use rand::RngExt;
 use redirect::client::{Client, Event, Handle as Agent, Held, Listeners, Pod};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use ztunnel_model::Identity;
@@ -17,9 +19,10 @@ use ztunnel_model::Identity;
 use super::demand::Demands;
 use super::view::{Shown, View};
 use crate::identity::manager::Handle as Identities;
+use crate::io::budget::Room;
 use crate::io::worker::{self, Workers};
 use crate::net::listen::same_socket;
-use crate::proxy::{Live, Neighbours, Place, PodFacts, PodProxy, Shared};
+use crate::proxy::{Live, Neighbours, PodFacts, PodProxy, Shared};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// How often it is looked whether pods that leave have connections left.
@@ -31,34 +34,39 @@ const LAST_PAUSE: Duration = Duration::from_secs(5);
 /// What a worker holds: its share of every pod.
 #[derive(Default)]
 pub struct Local {
-    pods: std::cell::RefCell<HashMap<String, Rc<PodProxy>>>,
-    neighbours: Rc<Neighbours>,
+    pub(super) pods: RefCell<HashMap<String, Rc<PodProxy>>>,
+    pub(super) neighbours: Rc<Neighbours>,
 }
 
 pub struct Manager {
-    workers: Arc<Workers<Local>>,
-    shared: Arc<Shared>,
-    identities: Identities,
+    pub(super) workers: Arc<Workers<Local>>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) identities: Identities,
     trust_domain: String,
     socket: PathBuf,
-    demands: Demands,
-    view: View,
-    pods: HashMap<String, Enrolled>,
+    pub(super) demands: Demands,
+    pub(super) view: View,
+    /// How many workers there shall be.
+    sizes: watch::Receiver<usize>,
+    pub(super) pods: HashMap<String, Enrolled>,
     /// Pods that could not be served; never one of `pods`.
     pending: HashMap<String, Pending>,
     /// Called once, when the agent's first snapshot is served.
     ready: Option<Box<dyn FnOnce()>>,
 }
 
-struct Enrolled {
-    facts: Arc<PodFacts>,
+pub(super) struct Enrolled {
+    pub(super) facts: Arc<PodFacts>,
     /// Kept to hand back to an agent that lost its own.
-    listeners: Listeners,
-    stop: CancellationToken,
+    pub(super) listeners: Listeners,
+    pub(super) stop: CancellationToken,
     /// Which worker gets the next sockets, in the order of asking.
     asked: VecDeque<(usize, u32)>,
+    /// The worker that accepts.
+    pub(super) home: usize,
     /// Its connections on every worker.
-    live: Vec<Live>,
+    pub(super) live: Vec<Live>,
+    pub(super) room: Arc<Room>,
     /// Since when it has been leaving without a connection; the outer is none while it stays.
     leaving: Option<Option<Instant>>,
 }
@@ -71,7 +79,7 @@ struct Pending {
 }
 
 #[derive(Debug, thiserror::Error)]
-enum Error {
+pub(super) enum Error {
     #[error("pod {pod}: {source}")]
     Identity { pod: String, source: ztunnel_model::identity::Error },
     #[error("pod {pod}: its listeners cannot be used: {source}")]
@@ -87,6 +95,7 @@ impl Manager {
         identities: Identities,
         trust_domain: String,
         socket: PathBuf,
+        sizes: watch::Receiver<usize>,
         ready: impl FnOnce() + 'static,
     ) -> (Self, View) {
         let view = View::default();
@@ -98,6 +107,7 @@ impl Manager {
             socket,
             demands: Demands::default(),
             view: view.clone(),
+            sizes,
             pods: HashMap::new(),
             pending: HashMap::new(),
             ready: Some(Box::new(ready)),
@@ -171,6 +181,10 @@ impl Manager {
                         }
                     }
                 }
+                Ok(()) = self.sizes.changed() => {
+                    let count = *self.sizes.borrow_and_update();
+                    self.resize(count).await;
+                }
                 () = until(next) => {
                     if look <= Instant::now() {
                         self.drained(&agent);
@@ -190,7 +204,7 @@ impl Manager {
                 let pause = failed.map_or(FIRST_PAUSE, |pause| (pause * 2).min(LAST_PAUSE));
                 tracing::error!(%error, retry_ms = pause.as_millis(), "pod not served");
                 agent.failed(&pod.uid, &error.to_string());
-                self.view.show(&pod.uid, shown(&pod, None));
+                self.view.show(&pod.uid, Shown::pending(&pod));
                 let due = Instant::now() + pause.mul_f64(rand::rng().random_range(0.8..1.2));
                 self.pending.insert(pod.uid.clone(), Pending { pod, pause, due });
             }
@@ -264,18 +278,16 @@ impl Manager {
             listeners,
             stop: stop.clone(),
             asked: VecDeque::new(),
+            home: self.next_home(),
             live: Vec::new(),
+            room: Arc::default(),
             leaving: None,
         };
         self.pods.insert(uid.clone(), enrolled);
-        match self.start(pod, &facts, &stop).await {
-            Ok(live) => {
+        match self.start(uid).await {
+            Ok(()) => {
                 tracing::info!(pod = %uid, namespace = %facts.namespace, name = %facts.name, identity = %facts.identity, "pod added");
                 self.shared.metrics.pods_started.inc();
-                if let Some(enrolled) = self.pods.get_mut(uid) {
-                    enrolled.live.clone_from(&live);
-                }
-                self.view.show(uid, shown(pod, Some(live)));
                 Ok(())
             }
             Err(error) => {
@@ -284,56 +296,6 @@ impl Manager {
                 Err(error)
             }
         }
-    }
-
-    /// Starts the pod on every worker.
-    async fn start(
-        &self,
-        pod: &Pod,
-        facts: &Arc<PodFacts>,
-        stop: &CancellationToken,
-    ) -> Result<Vec<Live>, Error> {
-        let listeners = |source| Error::Listeners { pod: pod.uid.clone(), source };
-        let svid = self.identities.pod_svid(facts.identity.clone());
-        let mut all = Vec::new();
-        for worker in 0..self.workers.count() {
-            let share = duplicate(&pod.listeners).map_err(listeners)?;
-            let live = Live::default();
-            all.push(live.clone());
-            let (facts, shared, svid, stop) =
-                (facts.clone(), self.shared.clone(), svid.clone(), stop.clone());
-            let (demands, asker) = (self.demands.clone(), pod.uid.clone());
-            let start = move |local: &Rc<Local>| {
-                let ask = Box::new(move |count| demands.add(&asker, worker, count));
-                let neighbours = local.neighbours.clone();
-                let place = Place { live, neighbours, stop };
-                let pod = PodProxy::start(facts.clone(), shared, svid, share, ask, place)?;
-                local.pods.borrow_mut().insert(facts.uid.clone(), pod);
-                Ok(())
-            };
-            let started = self.workers.call(worker, start).await;
-            started.map_err(|source| Error::Worker { pod: pod.uid.clone(), source })?.map_err(listeners)?;
-        }
-        Ok(all)
-    }
-
-    /// A new agent opened new listeners for a pod that is served already.
-    async fn listen_again(&mut self, uid: &str, listeners: Listeners) -> Result<(), Error> {
-        let fail = |source| Error::Listeners { pod: uid.to_owned(), source };
-        for worker in 0..self.workers.count() {
-            let share = duplicate(&listeners).map_err(fail)?;
-            let pod = uid.to_owned();
-            let listen = move |local: &Rc<Local>| {
-                let found = local.pods.borrow().get(&pod).cloned();
-                found.map_or(Ok(()), |found| found.listen(share))
-            };
-            let listening = self.workers.call(worker, listen).await;
-            listening.map_err(|source| Error::Worker { pod: uid.to_owned(), source })?.map_err(fail)?;
-        }
-        if let Some(known) = self.pods.get_mut(uid) {
-            known.listeners = listeners;
-        }
-        Ok(())
     }
 
     async fn remove(&mut self, uid: &str) {
@@ -405,16 +367,6 @@ impl Manager {
     }
 }
 
-/// How a pod appears in dumps.
-fn shown(pod: &Pod, live: Option<Vec<Live>>) -> Shown {
-    Shown {
-        name: pod.name.clone(),
-        namespace: pod.namespace.clone(),
-        service_account: pod.service_account.clone(),
-        live,
-    }
-}
-
 /// For ever if there is no such time.
 async fn until(due: Option<Instant>) {
     match due {
@@ -423,7 +375,7 @@ async fn until(due: Option<Instant>) {
     }
 }
 
-fn duplicate(listeners: &Listeners) -> io::Result<Listeners> {
+pub(super) fn duplicate(listeners: &Listeners) -> io::Result<Listeners> {
     Ok(Listeners {
         outbound: listeners.outbound.try_clone()?,
         plaintext: listeners.plaintext.try_clone()?,

@@ -3,20 +3,21 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use redirect::client::Pod;
 use serde_json::{Value, json};
 
-use crate::proxy::{Direction, Live};
+use crate::proxy::{Direction, Live, PodFacts};
 
 #[derive(Clone, Default)]
 pub struct View(Arc<Mutex<BTreeMap<String, Shown>>>);
 
 #[derive(Clone)]
 pub(super) struct Shown {
-    pub name: String,
-    pub namespace: String,
-    pub service_account: String,
+    name: String,
+    namespace: String,
+    service_account: String,
     /// The connections on every worker; `None` while the pod is not served.
-    pub live: Option<Vec<Live>>,
+    live: Option<Vec<Live>>,
 }
 
 impl View {
@@ -39,6 +40,19 @@ impl View {
 }
 
 impl Shown {
+    /// A pod that is not served yet.
+    pub(super) fn pending(pod: &Pod) -> Self {
+        let Pod { name, namespace, service_account, .. } = pod;
+        let (name, namespace, service_account) = (name.clone(), namespace.clone(), service_account.clone());
+        Self { name, namespace, service_account, live: None }
+    }
+
+    pub(super) fn served(pod: &PodFacts, live: Vec<Live>) -> Self {
+        let PodFacts { name, namespace, service_account, .. } = pod;
+        let (name, namespace, service_account) = (name.clone(), namespace.clone(), service_account.clone());
+        Self { name, namespace, service_account, live: Some(live) }
+    }
+
     fn dump(&self) -> Value {
         let all: Vec<_> = self.live.iter().flatten().flat_map(Live::list).collect();
         let of = |direction: Direction| -> Vec<_> {

@@ -70,6 +70,8 @@ pub enum Inbound {
     Dial(#[from] dial::Error),
     #[error("cannot answer the CONNECT: {0}")]
     Answer(#[from] hbone::Http2Error),
+    #[error("no memory is left for another connection of the pod (MEMORY_BUDGET, POD_MEMORY_BUDGET)")]
+    NoRoom,
     #[error("the peer gave the stream up")]
     Abandoned,
     #[error(transparent)]

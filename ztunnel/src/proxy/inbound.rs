@@ -9,10 +9,11 @@ use ztunnel_model::{Authority, LocalAddr, PeerAddr, Workload};
 
 use super::failure::{self, Inbound as Failure};
 use super::live::{Direction, Listed};
-use super::{CERTIFICATE_DEADLINE, LiveConnection, PodProxy};
+use super::{CERTIFICATE_DEADLINE, LiveConnection, PodProxy, ROOM_DEADLINE};
 use crate::hbone::server::{self, Incoming};
 use crate::hbone::stream::Stream;
 use crate::hbone::{HANDSHAKE_DEADLINE, headers};
+use crate::io::budget::Taken;
 use crate::io::share::as_one_of;
 use crate::net::listen::Accepted;
 use crate::net::socket::reset_on_close;
@@ -38,6 +39,7 @@ struct Established {
     authorized: AuthorizedConnection,
     event: events::Connection,
     _listed: Listed,
+    _taken: Taken,
 }
 
 pub(super) async fn serve(pod: Rc<PodProxy>, accepted: Accepted) {
@@ -96,7 +98,7 @@ async fn serve_stream(tunnel: Rc<Tunnel>, incoming: Incoming, revoked: Cancellat
 }
 
 async fn carry(pod: &PodProxy, established: Established, revoked: &CancellationToken) {
-    let Established { stream, mut app, authorized, event, _listed } = established;
+    let Established { stream, mut app, authorized, event, _listed, _taken } = established;
     let halves = tcp::halves(&mut app, Side::Application);
     let (up, down) = pod.meters.relayed(&event);
     let relayed = relay(halves, stream.halves(), up, down);
@@ -129,7 +131,7 @@ async fn open_stream(tunnel: &Tunnel, mut incoming: Incoming) -> Option<Establis
     let event =
         events::Connection::open(&pod.shared.metrics, facts(tunnel, &own, target, authority, &incoming));
     let original_dst = headers::forwarded_host(incoming.headers()).map(str::to_owned);
-    let (authorized, app) = match establish(tunnel, &own, target, &mut incoming).await {
+    let (_taken, authorized, app) = match establish(tunnel, &own, target, &mut incoming).await {
         Ok(established) => established,
         Err(failure) => {
             incoming.refuse(failure.status());
@@ -152,7 +154,7 @@ async fn open_stream(tunnel: &Tunnel, mut incoming: Incoming) -> Option<Establis
         actual_dst: target.addr(),
         protocol: "HBONE",
     });
-    Some(Established { stream, app, authorized, event, _listed })
+    Some(Established { stream, app, authorized, event, _listed, _taken })
 }
 
 /// What the request asks for, before policy.
@@ -173,14 +175,22 @@ async fn establish(
     own: &Arc<Workload>,
     target: Target,
     incoming: &mut Incoming,
-) -> Result<(AuthorizedConnection, TcpStream), Failure> {
+) -> Result<(Taken, AuthorizedConnection, TcpStream), Failure> {
     let facts = policy::Facts {
         peer: Peer::Verified(tunnel.peer.clone()),
         source: tunnel.addr.addr(),
         destination: target.addr(),
     };
+    let pod = &tunnel.pod;
+    let connected = async {
+        let left = pod.room_left(Reporter::Destination);
+        tokio::time::timeout(ROOM_DEADLINE, left).await.map_err(|_| Failure::NoRoom)?;
+        let taken = pod.room.take();
+        let (authorized, app) = pod.to_app(facts, own.clone()).await?;
+        Ok((taken, authorized, app))
+    };
     tokio::select! {
-        connected = tunnel.pod.to_app(facts, own.clone()) => connected,
+        connected = connected => connected,
         () = incoming.abandoned() => Err(Failure::Abandoned),
     }
 }

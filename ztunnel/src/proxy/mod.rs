@@ -4,6 +4,7 @@
 //! a connection lives in its task and ends with it. Must not know how pods come and go (`pod`) nor who asks for dumps
 //! (`admin`).
 
+mod arrival;
 pub mod failure;
 pub mod inbound;
 mod live;
@@ -11,6 +12,7 @@ mod neighbour;
 pub mod outbound;
 mod own;
 pub mod passthrough;
+mod seats;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -20,7 +22,6 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::LocalBoxFuture;
 use redirect::client::Listeners;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
@@ -29,23 +30,30 @@ use ztunnel_model::{Identity, Network, Text, Workload};
 use crate::hbone;
 use crate::hbone::pool::Pool;
 use crate::identity::manager::PodSvid;
+use crate::io::budget::{Budget, Room};
+use crate::io::load::Loads;
 use crate::io::share::{Account, as_one_of};
 use crate::net::listen::{Accepted, Listener};
 use crate::net::socket::Options;
-use crate::net::stock::{Ask, Budget, Stock};
+use crate::net::stock::{self, Ask, Stock};
 use crate::policy::{self, AuthorizedConnection, Enforcer};
 use crate::shutdown::Drain;
 use crate::state::{Demand, Reader, Snapshot};
-use crate::telemetry::events::Reporter;
+use crate::telemetry::events::{ConnectionSlowed, Reporter};
 use crate::telemetry::{Metrics, PodMeters};
+pub use arrival::Arrival;
+use arrival::{Held, Line};
 use failure::DialFailure;
 pub use live::{Direction, Live, LiveConnection};
 pub use neighbour::Neighbours;
+use seats::Seats;
 
 /// How long a connection waits for the pod's certificate.
 const CERTIFICATE_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a connection waits for a socket to dial with.
 const STOCK_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a stream waits for memory; within the time for which a peer waits for an answer.
+const ROOM_DEADLINE: Duration = Duration::from_secs(15);
 /// How often a stock is looked at for sockets that nobody needs.
 const STOCK_REVIEW: Duration = Duration::from_secs(5);
 
@@ -60,13 +68,16 @@ pub struct Shared {
     pub cluster_id: Text,
     pub hbone: hbone::Settings,
     pub sockets: Options,
+    /// Of connections that stay on this node: between an application and this proxy.
+    pub local_sockets: Options,
     pub original_source: bool,
     /// Connections between pods of this node go without TLS.
     pub plain_same_node: bool,
     pub response_baggage: bool,
     pub policy_at_info: bool,
     pub drain: Drain,
-    pub stocks: Budget,
+    pub stocks: stock::Budget,
+    pub memory: Budget,
 }
 
 /// Who a pod is, as the agent said.
@@ -82,11 +93,19 @@ pub struct PodFacts {
 
 /// Where a pod is served.
 pub struct Place {
+    pub worker: usize,
     /// Its connections there.
     pub live: Live,
     pub neighbours: Rc<Neighbours>,
+    /// What it takes on all workers.
+    pub room: Arc<Room>,
+    pub loads: Arc<Loads>,
+    /// Gives a connection to the pod's share on another worker.
+    pub elsewhere: Elsewhere,
     pub stop: CancellationToken,
 }
+
+pub type Elsewhere = Box<dyn Fn(usize, Arrival)>;
 
 /// One pod on one worker.
 pub struct PodProxy {
@@ -96,8 +115,12 @@ pub struct PodProxy {
     stock: Rc<Stock>,
     pool: Rc<Pool<DialFailure>>,
     enforcer: Rc<Enforcer>,
+    worker: usize,
     live: Live,
     neighbours: Rc<Neighbours>,
+    room: Arc<Room>,
+    seats: Seats,
+    elsewhere: Elsewhere,
     vouchers: neighbour::Vouchers,
     meters: PodMeters,
     account: Rc<Account>,
@@ -110,15 +133,14 @@ pub struct PodProxy {
 }
 
 impl PodProxy {
-    /// Starts to serve the pod on this worker, until its place's `stop`.
+    /// Starts to serve the pod on this worker, until its place's `stop`. Where it accepts is told by `listen`.
     pub fn start(
         facts: Arc<PodFacts>,
         shared: Arc<Shared>,
         svid: PodSvid,
-        listeners: Listeners,
         ask: Ask,
-        Place { live, neighbours, stop }: Place,
-    ) -> std::io::Result<Rc<Self>> {
+        Place { worker, live, neighbours, room, loads, elsewhere, stop }: Place,
+    ) -> Rc<Self> {
         let stock = Stock::new(shared.stocks.clone(), ask);
         let meters = shared.metrics.pod(&facts.namespace, &facts.name);
         let account = account(&meters);
@@ -133,8 +155,12 @@ impl PodProxy {
             stock,
             pool,
             enforcer,
+            worker,
             live,
             neighbours,
+            room,
+            seats: Seats::new(loads),
+            elsewhere,
             vouchers: neighbour::Vouchers::default(),
             meters,
             account,
@@ -142,25 +168,35 @@ impl PodProxy {
             listening: RefCell::default(),
             stop,
         });
-        pod.listen(listeners)?;
         pod.neighbours.add(&pod);
         pod.keep_house();
-        Ok(pod)
+        pod
     }
 
     /// Accepts on listeners that the agent handed over, instead of those before.
     pub fn listen(self: &Rc<Self>, listeners: Listeners) -> std::io::Result<()> {
         let options = &self.shared.sockets;
-        let outbound = Listener::new(listeners.outbound, options)?;
+        let outbound = Listener::new(listeners.outbound, &self.shared.local_sockets)?;
         let plaintext = Listener::new(listeners.plaintext, options)?;
         let hbone = Listener::new(listeners.hbone, options)?;
         self.listening.replace(self.stop.child_token()).cancel();
-        self.accept(outbound, Reporter::Source, |pod, accepted| Box::pin(outbound::serve(pod, accepted)));
-        self.accept(plaintext, Reporter::Destination, |pod, accepted| {
-            Box::pin(passthrough::serve(pod, accepted))
-        });
-        self.accept(hbone, Reporter::Destination, |pod, accepted| Box::pin(inbound::serve(pod, accepted)));
+        self.accept(outbound, Line::Outbound);
+        self.accept(plaintext, Line::Plaintext);
+        self.accept(hbone, Line::Hbone);
         Ok(())
+    }
+
+    /// Accepts no more here: another worker does.
+    pub fn deafen(&self) {
+        self.listening.borrow().cancel();
+    }
+
+    /// Carries a connection that another worker accepted.
+    pub fn receive(self: &Rc<Self>, arrival: Arrival) {
+        match arrival.settle() {
+            Ok((line, accepted, held)) => self.carry(line, accepted, held),
+            Err(error) => tracing::warn!(%error, "a connection was lost between two workers"),
+        }
     }
 
     /// Policy first, then the application, which is dialled only for what policy allows.
@@ -173,8 +209,9 @@ impl PodProxy {
         let connected = async {
             let socket = self.stock.take(STOCK_DEADLINE).await?;
             let source = self.shared.original_source;
-            let app =
-                authorized.connect_app(socket, source, hbone::DIAL_DEADLINE, &self.shared.sockets).await?;
+            let app = authorized
+                .connect_app(socket, source, hbone::DIAL_DEADLINE, &self.shared.local_sockets)
+                .await?;
             Ok::<_, failure::Inbound>(app)
         };
         let app = tokio::select! {
@@ -194,10 +231,7 @@ impl PodProxy {
         self.stock.ask_again();
     }
 
-    fn accept<F>(self: &Rc<Self>, listener: Listener, reporter: Reporter, line: F)
-    where
-        F: Fn(Rc<Self>, Accepted) -> LocalBoxFuture<'static, ()> + 'static,
-    {
+    fn accept(self: &Rc<Self>, listener: Listener, line: Line) {
         let pod = self.clone();
         let listening = pod.listening.borrow().clone();
         tokio::task::spawn_local(async move {
@@ -205,28 +239,65 @@ impl PodProxy {
                 let accepted = tokio::select! {
                     // What the kernel has accepted is served before this listener is given up.
                     biased;
-                    accepted = listener.accept() => accepted,
+                    accepted = pod.accept_one(&listener, line) => accepted,
                     () = pod.shared.drain.graceful().cancelled() => return,
                     () = listening.cancelled() => return,
                 };
-                let guard = pod.shared.drain.guard();
-                let open = pod.shared.metrics.socket_opened(reporter);
-                let account = match reporter {
-                    Reporter::Source => pod.account.clone(),
-                    Reporter::Destination => pod.called_by(accepted.peer.ip()),
-                };
-                let line = line(pod.clone(), accepted);
-                let (stop, force) = (pod.stop.clone(), pod.shared.drain.force().clone());
-                tokio::task::spawn_local(as_one_of(&account, async move {
-                    tokio::select! {
-                        () = line => {}
-                        () = stop.cancelled() => {}
-                        () = force.cancelled() => {}
-                    }
-                    drop((guard, open));
-                }));
+                pod.place(line, accepted);
             }
         });
+    }
+
+    async fn accept_one(&self, listener: &Listener, line: Line) -> Accepted {
+        self.room_left(line.reporter()).await;
+        listener.accept().await
+    }
+
+    /// Waits for as long as there is no memory for another connection.
+    async fn room_left(&self, reporter: Reporter) {
+        let memory = &self.shared.memory;
+        if let Some(beyond) = memory.beyond(&self.room) {
+            let PodFacts { namespace, name: pod, .. } = &*self.facts;
+            ConnectionSlowed { namespace, pod, reporter, budget: beyond.as_str() }.emit(&self.shared.metrics);
+            memory.wait(&self.room).await;
+        }
+    }
+
+    /// Has a connection carried, here or on another worker.
+    fn place(self: &Rc<Self>, line: Line, accepted: Accepted) {
+        let seat = self.seats.take(line.whose(&accepted), self.worker);
+        let worker = seat.worker();
+        let held = Held {
+            _guard: self.shared.drain.guard(),
+            _open: self.shared.metrics.socket_opened(line.reporter()),
+            _carried: self.shared.metrics.carried(worker),
+            _taken: self.room.take(),
+            _seat: seat,
+        };
+        if worker == self.worker {
+            return self.carry(line, accepted, held);
+        }
+        match Arrival::new(line, accepted, held) {
+            Ok(arrival) => (self.elsewhere)(worker, arrival),
+            Err(error) => tracing::warn!(%error, "a connection was lost between two workers"),
+        }
+    }
+
+    fn carry(self: &Rc<Self>, line: Line, accepted: Accepted, held: Held) {
+        let account = match line {
+            Line::Outbound => self.account.clone(),
+            Line::Plaintext | Line::Hbone => self.called_by(accepted.peer.ip()),
+        };
+        let served = line.serve(self.clone(), accepted);
+        let (stop, force) = (self.stop.clone(), self.shared.drain.force().clone());
+        tokio::task::spawn_local(as_one_of(&account, async move {
+            tokio::select! {
+                () = served => {}
+                () = stop.cancelled() => {}
+                () = force.cancelled() => {}
+            }
+            drop(held);
+        }));
     }
 
     /// The account of what a caller does with this pod.

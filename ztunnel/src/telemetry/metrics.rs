@@ -38,6 +38,10 @@ pub struct Metrics {
     pub policies_missing: IntGauge,
     pub(super) handshake_lines: LineBudget,
     pub(super) policy_lines: LineBudget,
+    pub(super) connections_slowed: IntCounterVec,
+    pub(super) slowed_lines: LineBudget,
+    pub workers: IntGauge,
+    worker_connections: IntGaugeVec,
 }
 
 /// An accepted socket; counted as long as it lives.
@@ -84,12 +88,29 @@ impl Metrics {
             policies_missing: gauge(names::POLICIES_MISSING),
             handshake_lines: LineBudget::new(100),
             policy_lines: LineBudget::new(100),
+            connections_slowed: register(
+                &registry,
+                IntCounterVec::new(opts(names::CONNECTIONS_SLOWED), &["reporter", "budget"]),
+            ),
+            slowed_lines: LineBudget::new(1),
+            workers: gauge(names::WORKERS),
+            worker_connections: register(
+                &registry,
+                IntGaugeVec::new(opts(names::WORKER_CONNECTIONS), &["worker"]),
+            ),
             registry,
         }
     }
 
     pub fn socket_opened(&self, reporter: Reporter) -> OpenSocket {
         let gauge = self.sockets.with_label_values(&[reporter.as_str()]);
+        gauge.inc();
+        OpenSocket(gauge)
+    }
+
+    /// A worker carries a connection for as long as this lives.
+    pub fn carried(&self, worker: usize) -> OpenSocket {
+        let gauge = self.worker_connections.with_label_values(&[&worker.to_string()]);
         gauge.inc();
         OpenSocket(gauge)
     }

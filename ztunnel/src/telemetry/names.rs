@@ -52,6 +52,10 @@ names! {
         "Inbound connections that ended before an HBONE stream was accepted";
     POLICIES_MISSING = "ztunnel_policies_missing",
         "Policies that workloads of this node name but that are not known: nothing reaches these workloads until then";
+    WORKERS = "ztunnel_workers", "Worker threads that take new connections";
+    WORKER_CONNECTIONS = "ztunnel_worker_connections", "Accepted connections and tunnels that a worker carries";
+    CONNECTIONS_SLOWED = "ztunnel_connections_slowed_total",
+        "Times that a listener or a stream had to wait because a memory budget was used up";
     POD_WORKER = "ztunnel_pod_worker_seconds_total",
         "Time of the workers that a pod of this node took, sampled";
     POD_RECEIVED = "ztunnel_pod_received_bytes_total", "Bytes that were handed to the applications of a pod of this node";

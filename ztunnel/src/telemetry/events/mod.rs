@@ -284,6 +284,34 @@ impl PolicyMissing<'_> {
     }
 }
 
+/// Connections of a pod wait because memory is short.
+pub struct ConnectionSlowed<'a> {
+    pub namespace: &'a str,
+    pub pod: &'a str,
+    pub reporter: Reporter,
+    /// Whose budget is used up: `process` or `pod`.
+    pub budget: &'static str,
+}
+
+impl ConnectionSlowed<'_> {
+    pub fn emit(&self, metrics: &Metrics) {
+        metrics.connections_slowed.with_label_values(&[self.reporter.as_str(), self.budget]).inc();
+        if let Some(suppressed) = metrics.slowed_lines.take() {
+            event!(
+                target: "ztunnel::proxy",
+                parent: None,
+                Level::WARN,
+                namespace = self.namespace,
+                pod = self.pod,
+                reporter = self.reporter.as_str(),
+                budget = self.budget,
+                suppressed_before = (suppressed > 0).then_some(suppressed),
+                "memory is short: the next connection is accepted later"
+            );
+        }
+    }
+}
+
 /// What the policies decided about a connection.
 #[derive(Clone)]
 pub struct PolicyDecision<'a> {

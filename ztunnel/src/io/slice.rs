@@ -1,0 +1,108 @@
+//! A worker gives its CPU up by itself, when another worker has work.
+//!
+//! Where there are more busy threads than CPUs, a kernel that does not preempt (`PREEMPT_NONE`, a usual build for servers) changes
+//! between them at its clock's tick, every 4 ms at 250 Hz, and each byte of a quiet pod waits for that at each of the four
+//! workers that it passes. A worker that moves much knows better places: between two turns it asks whether somebody else should
+//! run. It does so only while another worker has turns too; alone, it would lose to those whom it serves.
+//!
+//! Since Linux 6.18 whoever yields has used up its slice (`sched/fair: Forfeit vruntime on yield`), 3 ms by default; so the
+//! slice is made as short as what lies between two yields. Linux before 6.12 has no slices to set, and takes nothing away.
+
+use std::cell::{Cell, OnceCell};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::load::Loads;
+
+/// About what a worker does between two yields; above the shortest that Linux grants, 0.1 ms.
+const SLICE: Duration = Duration::from_micros(200);
+/// That in bytes, when all of them are encrypted.
+const BYTES: usize = 128 * 1024;
+
+struct Slice {
+    loads: Arc<Loads>,
+    worker: usize,
+    shortened: bool,
+    /// Bytes since the last look at the others.
+    moved: Cell<usize>,
+    turns: Cell<u64>,
+    /// What the others had at the last look.
+    others: Cell<u64>,
+}
+
+thread_local! {
+    static SLICE_OF_WORKER: OnceCell<Slice> = const { OnceCell::new() };
+}
+
+/// Makes the calling thread one that yields to the other workers.
+pub(super) fn begin(loads: Arc<Loads>, worker: usize) {
+    let set = set(SLICE);
+    if let Err(error) = &set {
+        tracing::warn!(%error, "cannot shorten a worker's slices of the CPU; it does not yield to the others");
+    }
+    let (moved, turns, others) = Default::default();
+    SLICE_OF_WORKER.with(|slice| {
+        slice.get_or_init(|| Slice { loads, worker, shortened: set.is_ok(), moved, turns, others });
+    });
+}
+
+/// Bytes that the running task moved.
+pub(super) fn spend(bytes: usize) {
+    SLICE_OF_WORKER.with(|slice| {
+        if let Some(slice) = slice.get() {
+            slice.moved.set(slice.moved.get() + bytes);
+        }
+    });
+}
+
+/// A task's turn is over.
+pub(super) fn turn_over() {
+    SLICE_OF_WORKER.with(|slice| {
+        if let Some(slice) = slice.get() {
+            slice.turn_over();
+        }
+    });
+}
+
+impl Slice {
+    fn turn_over(&self) {
+        let turns = self.turns.get() + 1;
+        self.turns.set(turns);
+        self.loads.had_turns(self.worker, turns);
+        if self.moved.get() < BYTES {
+            return;
+        }
+        self.moved.set(0);
+        let others = self.loads.turns_of_others(self.worker);
+        if self.others.replace(others) != others && self.shortened {
+            rustix::thread::sched_yield();
+        }
+    }
+}
+
+#[expect(unsafe_code, reason = "no crate wraps sched_setattr(2)")]
+fn set(slice: Duration) -> io::Result<()> {
+    let size = size_of::<libc::sched_attr>();
+    // SAFETY: a structure of integers, for which zeros are values.
+    let mut attributes: libc::sched_attr = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes at most `size` bytes into what is `size` bytes long (sched_getattr(2)); 0 is the calling thread.
+    let got = unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attributes, size, 0) };
+    if got != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    attributes.sched_runtime = u64::try_from(slice.as_nanos()).unwrap_or(u64::MAX);
+    // SAFETY: the kernel reads `attributes.size` bytes, which sched_getattr has filled in (sched_setattr(2)).
+    let set = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
+    if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_slice_of_a_thread_can_be_set() {
+        std::thread::spawn(|| set(SLICE)).join().expect("no panic").expect("no privilege is needed");
+    }
+}

@@ -147,14 +147,19 @@ pub fn round_trips(pod: &PodHandle, to: SocketAddr, count: usize) -> io::Result<
     let mut times = Vec::with_capacity(count);
     for _ in 0..count + count / 10 {
         let started = Instant::now();
-        stream.write_all(b"x")?;
-        stream.read_exact(&mut [0])?;
+        echoes(&mut stream)?;
         times.push(started.elapsed());
     }
     // The first tenth warms up.
     let mut times = times.split_off(count / 10);
     times.sort_unstable();
     Ok(Latency { median: times[times.len() / 2], p99: times[times.len() * 99 / 100] })
+}
+
+/// One byte to an echo and back.
+pub fn echoes(stream: &mut TcpStream) -> io::Result<()> {
+    stream.write_all(b"x")?;
+    stream.read_exact(&mut [0])
 }
 
 /// One request to an echo: the whole text comes back.
@@ -172,8 +177,7 @@ pub fn idle(pod: &PodHandle, to: SocketAddr, count: usize) -> io::Result<Vec<Tcp
     let mut streams = Vec::with_capacity(count);
     for _ in 0..count {
         let mut stream = pod.connect(to, DEADLINE)?;
-        stream.write_all(b"x")?;
-        stream.read_exact(&mut [0])?;
+        echoes(&mut stream)?;
         streams.push(stream);
     }
     Ok(streams)

@@ -1,6 +1,6 @@
 //! Authorization on real connections: every kind of match, what a change does to open streams, strict and permissive.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -73,13 +73,8 @@ fn logged(lab: &Lab, parts: &[&str]) -> bool {
 fn open(lab: &Lab, from: &str, to: SocketAddr) -> TcpStream {
     let mut stream = lab.pod(from).connect(to, DEADLINE).expect("a connection");
     stream.set_read_timeout(Some(DEADLINE)).expect("a timeout above zero");
-    echoes(&mut stream).expect("the echo answers");
+    traffic::echoes(&mut stream).expect("the echo answers");
     stream
-}
-
-fn echoes(stream: &mut TcpStream) -> io::Result<()> {
-    stream.write_all(b"x")?;
-    stream.read_exact(&mut [0])
 }
 
 /// The stream ends within the promised time after `since`.
@@ -184,7 +179,7 @@ fn a_pushed_policy_closes_open_streams_and_only_those_it_denies() {
         let error = "connection closed due to policy change: explicitly denied by: shop/pushed";
         assert!(logged(&lab, &["direction=\"inbound\"", &source, error]), "no line of {source}");
     }
-    echoes(&mut kept).expect("a stream that no policy denies goes on");
+    traffic::echoes(&mut kept).expect("a stream that no policy denies goes on");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! An identity that the operator revokes loses what it has open, on every node, and gets nothing new.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -15,13 +15,8 @@ const CUT: Duration = Duration::from_secs(2);
 fn open(lab: &Lab, from: &str) -> TcpStream {
     let cart = SocketAddr::new(lab.pod("cart").ipv4(), PORT);
     let mut stream = lab.pod(from).connect(cart, DEADLINE).expect("a connection");
-    echoes(&mut stream).expect("the echo answers");
+    traffic::echoes(&mut stream).expect("the echo answers");
     stream
-}
-
-fn echoes(stream: &mut TcpStream) -> std::io::Result<()> {
-    stream.write_all(b"x")?;
-    stream.read_exact(&mut [0])
 }
 
 #[test]
@@ -41,7 +36,7 @@ fn a_revoked_identity_is_cut_everywhere_and_nobody_else_is() {
         Err(error) => !matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut),
     };
     assert!(ended && since.elapsed() < CUT, "still open after {:?}", since.elapsed());
-    echoes(&mut kept).expect("who is not revoked goes on");
+    traffic::echoes(&mut kept).expect("who is not revoked goes on");
     let labels = [("reporter", "destination")];
     let counted = || lab.node("node2").metrics().sum("istio_crl_policy_rejections_total", &labels) > 0.0;
     assert!(wait_until(DEADLINE, counted), "the tunnel's end is counted");

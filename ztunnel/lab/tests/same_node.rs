@@ -43,13 +43,8 @@ fn ends(mut stream: TcpStream) -> bool {
 
 fn open(lab: &Lab, from: &str) -> TcpStream {
     let mut stream = lab.pod(from).connect(cart(lab), DEADLINE).expect("a connection");
-    echoes(&mut stream).expect("the echo answers");
+    traffic::echoes(&mut stream).expect("the echo answers");
     stream
-}
-
-fn echoes(stream: &mut TcpStream) -> io::Result<()> {
-    stream.write_all(b"x")?;
-    stream.read_exact(&mut [0])
 }
 
 fn logged(lab: &Lab, parts: &[&str]) -> bool {
@@ -142,7 +137,7 @@ spec: {mtls: {mode: STRICT}}
     lab.edit("policy.yaml", policy);
     assert!(ends(cut), "what is no longer allowed ends");
     assert!(logged(&lab, &["direction=\"inbound\"", "connection closed due to policy change"]));
-    echoes(&mut kept).expect("what is allowed goes on: strict takes a proven identity");
+    traffic::echoes(&mut kept).expect("what is allowed goes on: strict takes a proven identity");
     assert!(traffic::request(lab.pod("web"), cart(&lab), b"x").is_err());
     assert!(logged(&lab, &["direction=\"outbound\"", "401 Unauthorized"]));
     assert!(traffic::request(lab.pod("other"), cart(&lab), b"x").is_ok());
@@ -156,7 +151,7 @@ fn a_revoked_certificate_is_cut_at_either_end() {
     let (fresh, path) = (lab.ca_folder().join("revoked.new"), lab.ca_folder().join("revoked.yaml"));
     fs::write(&fresh, list).and_then(|()| fs::rename(&fresh, &path)).expect("the list is written");
     assert!(ends(cut));
-    echoes(&mut kept).expect("who is not revoked goes on");
+    traffic::echoes(&mut kept).expect("who is not revoked goes on");
     assert!(
         traffic::request(lab.pod("web"), cart(&lab), b"x").is_err(),
         "nothing new for a revoked identity"

@@ -1,6 +1,5 @@
 //! Drains, and pods that vanish.
 
-use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -30,20 +29,15 @@ fn open(lab: &Lab) -> TcpStream {
     lab.pod("client").connect(address(lab, "server"), DEADLINE).expect("a connection")
 }
 
-fn round_trip(stream: &mut TcpStream) -> io::Result<()> {
-    stream.write_all(b"x")?;
-    stream.read_exact(&mut [0])
-}
-
 #[test]
 fn sigterm_drains() {
     let mut lab = bed(&[("CONNECTION_TERMINATION_DEADLINE", "15s")]);
     let mut stream = open(&lab);
-    round_trip(&mut stream).expect("it works");
+    traffic::echoes(&mut stream).expect("it works");
     lab.node("node2").terminate_proxy();
     let draining = || lab.node("node2").log().contains("draining");
     assert!(wait_until(DEADLINE, draining));
-    round_trip(&mut stream).expect("an open stream goes on while the proxy drains");
+    traffic::echoes(&mut stream).expect("an open stream goes on while the proxy drains");
     drop(stream);
     let mut status = None;
     wait_until(DEADLINE, || {
@@ -57,12 +51,12 @@ fn sigterm_drains() {
 fn the_drain_has_a_deadline() {
     let mut lab = bed(&[("CONNECTION_TERMINATION_DEADLINE", "1s")]);
     let mut stream = open(&lab);
-    round_trip(&mut stream).expect("it works");
+    traffic::echoes(&mut stream).expect("it works");
     let started = Instant::now();
     lab.node("node2").terminate_proxy();
     assert!(wait_until(DEADLINE, || lab.node_mut("node2").proxy_status().is_some()), "the deadline ends it");
     assert!(started.elapsed() < Duration::from_secs(10));
-    assert!(round_trip(&mut stream).is_err(), "what was still open is cut");
+    assert!(traffic::echoes(&mut stream).is_err(), "what was still open is cut");
 }
 
 /// Of the proxy and of the agent of the victim's node.
@@ -105,14 +99,14 @@ fn a_pod_that_vanishes_under_load_frees_every_descriptor() {
     let mut lab = bed(&[]);
     traffic::serve(lab.pod("victim"), PORT, traffic::echo).expect("a free port");
     let mut other = open(&lab);
-    round_trip(&mut other).expect("it works");
+    traffic::echoes(&mut other).expect("it works");
     let without = descriptors_without_victim(&mut lab);
     let streams = load(&lab, without);
     lab.remove(VICTIM_FILE);
     freed(&lab, without);
     drop(streams);
-    round_trip(&mut other).expect("the other pod of the node is unharmed");
-    round_trip(&mut open(&lab)).expect("and takes new connections");
+    traffic::echoes(&mut other).expect("the other pod of the node is unharmed");
+    traffic::echoes(&mut open(&lab)).expect("and takes new connections");
 }
 
 /// As when a runtime crashes: the pod's processes and its namespace end, and nobody told the agent.
@@ -122,7 +116,7 @@ fn a_namespace_that_vanishes_under_load_frees_every_descriptor_and_itself() {
     let mut lab = bed(&[]);
     let mut application = Application::start(&lab);
     let mut other = open(&lab);
-    round_trip(&mut other).expect("it works");
+    traffic::echoes(&mut other).expect("it works");
     let without = descriptors_without_victim(&mut lab);
     let streams = load(&lab, without);
     assert!(links(&lab).contains("pod11:"), "{}", links(&lab));
@@ -133,14 +127,14 @@ fn a_namespace_that_vanishes_under_load_frees_every_descriptor_and_itself() {
     assert!(wait_until(DEADLINE, told), "{}", lab.node("node2").agent_log());
     // A namespace lives as long as any socket in it, and its link as long as the namespace.
     assert!(wait_until(DEADLINE, || !links(&lab).contains("pod11:")), "{}", links(&lab));
-    round_trip(&mut other).expect("the other pod of the node is unharmed");
+    traffic::echoes(&mut other).expect("the other pod of the node is unharmed");
     lab.remove(VICTIM_FILE);
     let told = || lab.node("node2").agent_log().contains("pod withdrawn");
     assert!(wait_until(DEADLINE, told), "{}", lab.node("node2").agent_log());
     freed(&lab, without);
     drop(streams);
-    round_trip(&mut other).expect("it still is");
-    round_trip(&mut open(&lab)).expect("and takes new connections");
+    traffic::echoes(&mut other).expect("it still is");
+    traffic::echoes(&mut open(&lab)).expect("and takes new connections");
 }
 
 /// Links of the victim's node.

@@ -5,7 +5,7 @@
 mod zds;
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
@@ -86,7 +86,7 @@ impl Bed {
     /// A connection that has carried bytes.
     fn connection(&self, pod: &str) -> TcpStream {
         let mut stream = self.lab.pod("client").connect(self.addr(pod), DEADLINE).expect("the pod is served");
-        carries(&mut stream).expect("bytes come back");
+        traffic::echoes(&mut stream).expect("bytes come back");
         stream
     }
 
@@ -118,11 +118,6 @@ fn keep(uid: &str) -> Payload {
 
 fn snapshot_sent() -> Payload {
     Payload::SnapshotSent(proto::SnapshotSent {})
-}
-
-fn carries(stream: &mut TcpStream) -> io::Result<()> {
-    stream.write_all(b"x")?;
-    stream.read_exact(&mut [0])
 }
 
 /// The end of a connection on which nobody writes.
@@ -173,7 +168,7 @@ fn pods_of_which_istio_cni_tells_are_served() {
     for _ in 0..20 {
         assert_eq!(bed.tell(&end, "one"), "");
     }
-    carries(&mut stream).expect("nobody notices");
+    traffic::echoes(&mut stream).expect("nobody notices");
     assert!(wait_until(DEADLINE, || bed.open_files() <= files), "descriptors are closed again");
     assert_eq!(end.ask(del("nobody"), &[]), "", "unknown, so it is gone already");
 }
@@ -184,7 +179,7 @@ fn del_ends_what_is_open_and_harms_no_other() {
     let (mut one, mut two) = (bed.connection("one"), bed.connection("two"));
     assert_eq!(end.ask(del(&bed.uid("one")), &[]), "");
     assert!(ends(&mut one), "its connections end at once");
-    carries(&mut two).expect("the other's go on");
+    traffic::echoes(&mut two).expect("the other's go on");
     assert!(!bed.reaches("one"), "its rules refuse what nobody serves");
     assert!(bed.reaches("two"));
     assert_eq!(bed.tell(&end, "one"), "");
@@ -215,7 +210,7 @@ fn a_pod_that_cannot_be_served_is_refused_and_tried_further() {
     let mut other = bed.connection("two");
     let reason = bed.tell_in(&end, "one", &bare.0);
     assert!(reason.contains("port 15008 is in use"), "{reason}");
-    carries(&mut other).expect("other pods do not notice");
+    traffic::echoes(&mut other).expect("other pods do not notice");
     drop(taken);
     let served = || bed.tell_in(&end, "one", &bare.0).is_empty();
     assert!(wait_until(DEADLINE, served), "the connection stays, and it is tried again");
@@ -260,7 +255,7 @@ fn mistakes_are_answered_and_pods_outlive_the_connection() {
         end.closes();
         end = bed.cni.accept();
         bed.tell_all(&end);
-        carries(&mut stream).expect("nobody notices");
+        traffic::echoes(&mut stream).expect("nobody notices");
         // After the first: a static program opens /dev/urandom for its first pause, and keeps it.
         files.get_or_insert_with(|| bed.open_files());
     }
@@ -275,19 +270,19 @@ fn a_snapshot_tells_who_has_gone() {
     // istio-cni starts again.
     drop(end);
     let end = bed.cni.accept();
-    carries(&mut one).expect("pods go on meanwhile");
+    traffic::echoes(&mut one).expect("pods go on meanwhile");
     assert_eq!(end.ask(keep(&bed.uid("one")), &[]), "");
-    carries(&mut two).expect("not before the snapshot ends");
+    traffic::echoes(&mut two).expect("not before the snapshot ends");
     assert_eq!(end.ask(snapshot_sent(), &[]), "");
     assert!(ends(&mut two), "nobody named it");
-    carries(&mut one).expect("it was kept");
+    traffic::echoes(&mut one).expect("it was kept");
     drop(end);
     let end = bed.cni.accept();
     assert_eq!(bed.tell(&end, "one"), "");
     assert_eq!(bed.tell(&end, "two"), "");
     assert_eq!(end.ask(del(&bed.uid("two")), &[]), "", "before the snapshot ends");
     assert_eq!(end.ask(snapshot_sent(), &[]), "");
-    carries(&mut one).expect("told again is no news");
+    traffic::echoes(&mut one).expect("told again is no news");
     assert!(bed.reaches("one") && !bed.reaches("two"));
 }
 
@@ -298,12 +293,12 @@ fn an_agent_that_starts_again_interrupts_nobody() {
     let path = socket(&bed.lab);
     bed.lab.node_mut(NODE).kill_agent();
     end.closes();
-    carries(&mut one).expect("the proxy goes on");
+    traffic::echoes(&mut one).expect("the proxy goes on");
     bed.lab.start_agent_beneath(NODE, &path).expect("it starts");
     let end = bed.cni.accept();
     bed.tell_all(&end);
     for stream in [&mut one, &mut two] {
-        carries(stream).expect("nobody notices");
+        traffic::echoes(stream).expect("nobody notices");
     }
     assert!(bed.reaches("one") && bed.reaches("two"));
 }

@@ -147,6 +147,7 @@ fn run(arguments: &RunArguments) -> Result<(), Box<dyn std::error::Error>> {
     }
     allowed(&arguments.congestion)?;
     let output = &arguments.output;
+    // Now, so that a run that cannot be written fails before it takes its time.
     std::fs::create_dir_all(output).map_err(|error| format!("{}: {error}", output.display()))?;
     // Clients and servers of many connections are in this process.
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;

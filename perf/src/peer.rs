@@ -14,12 +14,29 @@ pub struct Peer {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Description {
-    /// Program and arguments.
-    command: Vec<String>,
+    command: Command,
     redirect: Redirect,
     #[serde(default)]
     environment: BTreeMap<String, String>,
     ready: Ready,
+}
+
+/// Program and arguments, as one list.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "Vec<String>")]
+struct Command {
+    program: String,
+    arguments: Vec<String>,
+}
+
+impl TryFrom<Vec<String>> for Command {
+    type Error = &'static str;
+
+    fn try_from(words: Vec<String>) -> Result<Self, Self::Error> {
+        let mut words = words.into_iter();
+        let program = words.next().ok_or("the command is empty: write [\"PROGRAM\", \"ARGUMENT\", …]")?;
+        Ok(Self { program, arguments: words.collect() })
+    }
 }
 
 /// How the connections of pods come to it.
@@ -57,8 +74,6 @@ pub enum Error {
     Read { path: PathBuf, source: std::io::Error },
     #[error("{path}: {source}")]
     Parse { path: PathBuf, source: Box<toml::de::Error> },
-    #[error("peer {peer}: command: it is empty")]
-    NoCommand { peer: String },
     #[error(
         "peer {peer}: {place}: ${{{variable}}} is neither of the lab nor in the environment; known of the lab: {known}"
     )]
@@ -79,19 +94,11 @@ impl Peer {
         let text =
             std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
         Self::parse(name, &text)
-            .map_err(|source| Error::Parse { path: path.to_owned(), source: Box::new(source) })?
-            .checked()
+            .map_err(|source| Error::Parse { path: path.to_owned(), source: Box::new(source) })
     }
 
     fn parse(name: &str, text: &str) -> Result<Self, toml::de::Error> {
         Ok(Self { name: name.to_owned(), description: toml::from_str(text)? })
-    }
-
-    fn checked(self) -> Result<Self, Error> {
-        if self.description.command.is_empty() {
-            return Err(Error::NoCommand { peer: self.name });
-        }
-        Ok(self)
     }
 
     pub fn ready(&self) -> &Ready {
@@ -106,14 +113,14 @@ impl Peer {
     ) -> Result<Start, Error> {
         let Description { command, redirect: Redirect::Zds, environment, .. } = &self.description;
         let fill = |place: &str, text: &str| self.fill(place, text, known, &own);
-        let command: Result<Vec<String>, Error> = command.iter().map(|text| fill("command", text)).collect();
-        let mut command = command?.into_iter();
-        let program = command.next().ok_or_else(|| Error::NoCommand { peer: self.name.clone() })?;
+        let program = fill("command", &command.program)?.into();
+        let arguments =
+            command.arguments.iter().map(|text| fill("command", text)).collect::<Result<_, Error>>()?;
         let environment = environment
             .iter()
             .map(|(key, text)| Ok((key.clone(), fill(&format!("environment.{key}"), text)?)))
             .collect::<Result<_, Error>>()?;
-        Ok(Start { program: program.into(), arguments: command.collect(), environment })
+        Ok(Start { program, arguments, environment })
     }
 
     fn fill(
@@ -180,6 +187,8 @@ mod tests {
             parse(&TEXT.replace("redirect =", "redirct =")).expect_err("a misspelt key").contains("redirct")
         );
         assert!(parse(&TEXT.replace("zds", "ebpf")).expect_err("not a redirection").contains("zds"));
+        let empty = TEXT.replace(r#"["${PROGRAM}", "proxy", "--node=${NODE_NAME}"]"#, "[]");
+        assert!(parse(&empty).expect_err("nothing to start").contains("the command is empty"));
         let open = Peer::parse("p", &TEXT.replace("${PROGRAM}", "${PROGRAM")).expect("it is TOML");
         assert!(matches!(open.start(&known(), |_| None), Err(Error::Open { .. })));
         assert!(matches!(Peer::read("istio"), Err(Error::Form(_))));

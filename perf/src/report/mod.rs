@@ -13,9 +13,8 @@ use crate::variant::Kind;
 
 pub use markdown::table;
 
-/// Writes `report.json`, `report.md` and `report.html`.
+/// Writes `report.json`, `report.md` and `report.html` into a folder that is there.
 pub fn write(run: &Run, folder: &Path) -> io::Result<()> {
-    fs::create_dir_all(folder)?;
     let json = serde_json::to_string_pretty(run)?;
     fs::write(folder.join("report.json"), json + "\n")?;
     fs::write(folder.join("report.md"), markdown::report(run))?;
@@ -138,6 +137,7 @@ pub(crate) mod tests {
     #[test]
     fn what_is_written_is_read_again() {
         let folder = std::env::temp_dir().join(format!("perf-report-{}", std::process::id()));
+        fs::create_dir(&folder).expect("it is not there");
         write(&example(), &folder).expect("written");
         assert_eq!(read(&folder.join("report.json")).expect("read"), example());
         let html = std::fs::read_to_string(folder.join("report.html")).expect("written");

@@ -80,3 +80,6 @@ impl AsyncWrite for Gathering {
         self.with(|tls| tls.poll_shutdown(context))
     }
 }
+
+#[cfg(test)]
+mod tests;

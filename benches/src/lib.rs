@@ -1,3 +1,5 @@
-//! Measurements; what they have in common is the mesh that they are made with.
+//! Measurements; what they have in common is the mesh, the sockets and the peers that they are made with.
 
 pub mod mesh;
+pub mod peers;
+pub mod sockets;

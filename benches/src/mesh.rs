@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
+use ztunnel::state::{Applier, Batch, Origin, Snapshot};
 use ztunnel_model::codec::Address;
 use ztunnel_model::policy::{Action, Clause, Match, Policy, PolicyKey, Rule, Scope, StringMatch};
 use ztunnel_model::service::{IpFamilies, Service, ServicePort, Vip, Visibility};
@@ -51,8 +52,7 @@ pub fn workload(index: usize, services: usize, revision: usize) -> Workload {
 }
 
 pub fn service(index: usize) -> Service {
-    let address = IpAddr::from(Ipv4Addr::from(0x0a60_0000 + index as u32));
-    with_vip(index, Vip { network: "network-1".into(), prefix: address.into() })
+    with_vip(index, Vip { network: "network-1".into(), prefix: vip(index).into() })
 }
 
 /// A service whose virtual address is a prefix.
@@ -78,6 +78,22 @@ pub fn policy(index: usize, scope: Scope) -> Policy {
 /// As a control plane sends it.
 pub fn encoded(index: usize, services: usize, revision: usize) -> Vec<u8> {
     Address::Workload(Arc::new(workload(index, services, revision))).encode()
+}
+
+/// What the first node knows of a mesh: all its workloads and services, and a policy in each namespace.
+pub fn snapshot(workloads: usize, services: usize) -> Snapshot {
+    let mut applier = Applier::new(Some(&node(0)));
+    let workloads = (0..workloads).map(|index| Address::Workload(Arc::new(workload(index, services, 1))));
+    let addresses = (0..services).map(|index| Address::Service(Arc::new(service(index)))).chain(workloads);
+    let policies = (0..services.div_ceil(SERVICES)).map(|index| policy(index, Scope::Namespace));
+    let batch = Batch { addresses: addresses.collect(), policies: policies.collect(), ..Batch::default() };
+    applier.apply(Origin::Discovery, batch);
+    applier.snapshot()
+}
+
+/// The address of a service.
+pub fn vip(index: usize) -> IpAddr {
+    Ipv4Addr::from(0x0a60_0000 + index as u32).into()
 }
 
 pub fn pod_address(index: usize) -> IpAddr {

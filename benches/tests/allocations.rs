@@ -1,38 +1,24 @@
 //! What must not allocate: a route, a decision, and bytes that pass from socket to socket.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
 
 use allocation_counter::measure;
-use benches::mesh;
-use tokio::net::TcpStream;
-use ztunnel::relay::{Side, relay, tcp};
+use benches::{mesh, sockets};
 use ztunnel::route::outbound::route;
-use ztunnel::state::{Applier, Batch, Origin, Snapshot};
 use ztunnel_model::OrigDst;
-use ztunnel_model::codec::Address;
-use ztunnel_model::policy::{Connection, Scope, decide};
+use ztunnel_model::policy::{Connection, decide};
 
 const WORKLOADS: usize = 100;
 const SERVICES: usize = 10;
 const TIMES: usize = 1000;
-
-fn snapshot() -> Snapshot {
-    let mut applier = Applier::new(Some(&mesh::node(0)));
-    let workloads = (0..WORKLOADS).map(|index| mesh::workload(index, SERVICES, 1));
-    let services = (0..SERVICES).map(|index| Address::Service(Arc::new(mesh::service(index))));
-    let addresses = workloads.map(|one| Address::Workload(Arc::new(one))).chain(services).collect();
-    let policies = (0..SERVICES).map(|index| mesh::policy(index, Scope::Namespace)).collect();
-    applier.apply(Origin::Discovery, Batch { addresses, policies, ..Batch::default() });
-    applier.snapshot()
-}
+const MESSAGE: usize = 1024;
 
 #[test]
 fn a_route_allocates_nothing() {
-    let (snapshot, own) = (snapshot(), mesh::workload(0, SERVICES, 1));
-    let service = IpAddr::from(Ipv4Addr::from(0x0a60_0003));
-    for (ip, port) in [(mesh::pod_address(7), 8080), (service, 80), (IpAddr::from([192, 0, 2, 1]), 443)] {
+    let (snapshot, own) = (mesh::snapshot(WORKLOADS, SERVICES), mesh::workload(0, SERVICES, 1));
+    for (ip, port) in [(mesh::pod_address(7), 8080), (mesh::vip(3), 80), (IpAddr::from([192, 0, 2, 1]), 443)]
+    {
         let to = OrigDst::new(SocketAddr::new(ip, port));
         // What a thread keeps for ever, such as its random numbers, is made by the first.
         assert!(route(&snapshot, &own, to, &[]).is_ok());
@@ -47,7 +33,7 @@ fn a_route_allocates_nothing() {
 
 #[test]
 fn a_decision_allocates_nothing() {
-    let (snapshot, own) = (snapshot(), mesh::workload(0, SERVICES, 1));
+    let (snapshot, own) = (mesh::snapshot(WORKLOADS, SERVICES), mesh::workload(0, SERVICES, 1));
     let (source, destination) =
         (SocketAddr::new(mesh::pod_address(1), 40_000), SocketAddr::new(own.addresses[0], 8080));
     let connection = Connection { identity: Some(&own.identity), source, destination };
@@ -60,40 +46,19 @@ fn a_decision_allocates_nothing() {
     assert_eq!(seen.count_total, 0, "{seen:?}");
 }
 
-/// Both ends of a connection.
-fn pair() -> (std::net::TcpStream, std::net::TcpStream) {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback can be bound");
-    let near = std::net::TcpStream::connect(listener.local_addr().expect("bound")).expect("it connects");
-    (near, listener.accept().expect("it was connected to").0)
-}
-
 /// Allocations of a whole relay that carries so many messages there and back.
 fn relayed(messages: usize) -> u64 {
-    let ((mut client, near), (far, mut server)) = (pair(), pair());
-    let echo = std::thread::spawn(move || {
-        let mut buffer = [0; 1024];
-        while server.read_exact(&mut buffer).is_ok() {
-            server.write_all(&buffer).expect("the relay reads");
-        }
-    });
+    let ((mut client, near), (far, server)) = (sockets::pair(), sockets::pair());
+    let echo = std::thread::spawn(move || sockets::echo(server, MESSAGE));
     let ask = std::thread::spawn(move || {
-        let mut buffer = [7; 1024];
+        let mut buffer = [7; MESSAGE];
         for _ in 0..messages {
             client.write_all(&buffer).expect("the relay reads");
             client.read_exact(&mut buffer).expect("the relay writes");
         }
     });
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let seen = measure(|| {
-        runtime.block_on(async {
-            let [mut near, mut far] = [near, far].map(|stream| {
-                stream.set_nonblocking(true).expect("an option");
-                TcpStream::from_std(stream).expect("a runtime is here")
-            });
-            let near = tcp::halves(&mut near, Side::Application);
-            relay(near, tcp::halves(&mut far, Side::Far), |_| {}, |_| {}).await.expect("clean ends");
-        });
-    });
+    let runtime = sockets::runtime();
+    let seen = measure(|| runtime.block_on(sockets::relayed(near, far)));
     ask.join().expect("no panic");
     echo.join().expect("no panic");
     seen.count_total

@@ -28,7 +28,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("ztunnel", &["ztunnel-model", "redirect", "xds-client"]),
     ("ztunnel/lab", &["ztunnel-model", "ztunnel", "redirect", "control-plane", "reflector"]),
     ("ztunnel/ctl", &["ztunnel-lab", "reflector"]),
-    ("benches", &["ztunnel-model", "ztunnel-lab"]),
+    ("benches", &["ztunnel-model", "ztunnel", "control-plane", "ztunnel-lab"]),
     ("perf", &["ztunnel-lab"]),
 ];
 

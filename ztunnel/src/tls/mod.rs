@@ -30,6 +30,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 pub use error::Error;
+pub use record::Records;
 pub use stream::Stream;
 
 const ALPN_H2: &[u8] = b"h2";

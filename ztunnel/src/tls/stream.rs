@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::error;
-use super::record::{self, Delivery, Incoming, Outgoing, Session};
+use super::record::{self, Delivery, Incoming, Outgoing, Records, Session};
 use super::revocation::Tracked;
 use crate::io::turn;
 
@@ -69,6 +69,11 @@ impl Stream {
     /// Tells when the peer's certificate is revoked; `None` when its chain is too long to be kept.
     pub fn tracked(&self) -> Option<&Tracked> {
         self.agreed.tracked.as_ref()
+    }
+
+    /// Lets go of the socket.
+    pub fn into_records(self) -> Records {
+        Records::new(self.session, self.incoming, self.outgoing)
     }
 
     fn read_records(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {

@@ -7,6 +7,7 @@
 //! What may come after the handshake (RFC 8446 section 4.6): data, alerts, KeyUpdate, and from a server tickets, which
 //! are ignored because nothing is ever resumed.
 
+mod apart;
 mod cipher;
 mod error;
 mod incoming;
@@ -15,6 +16,7 @@ mod outgoing;
 use rustls::ExtractedSecrets;
 use rustls::kernel::KernelConnection;
 
+pub use apart::Records;
 use cipher::Cipher;
 pub(super) use error::Error;
 pub(super) use incoming::{Delivery, Incoming};

@@ -25,7 +25,7 @@ fn hbone(criterion: &mut Criterion) {
     let lab =
         Lab::up("bench", &Manifests::builtin(), Options::default()).unwrap_or_else(|error| panic!("{error}"));
     for [_, server] in [DIRECT, HBONE] {
-        bulk::serve(lab.pod(server), BULK).expect("a free port");
+        bulk::serve(&lab.pod(server).netns(), BULK).expect("a free port");
         traffic::serve(lab.pod(server), ECHO, traffic::echo).expect("a free port");
     }
     let mut summary = Summary::default();
@@ -46,7 +46,7 @@ fn bulk_on(lab: &Lab, criterion: &mut Criterion, summary: &mut Summary, connecti
     group.throughput(Throughput::Bytes(BYTES)).sample_size(10).measurement_time(Duration::from_secs(10));
     let row = compare(&mut group, |[client, server]| {
         let to = SocketAddr::new(lab.pod(server).ipv4(), BULK);
-        bulk::transfer(lab.pod(client), to, connections, Direction::Up, Until::Bytes(BYTES))
+        bulk::transfer(&lab.pod(client).netns(), to, connections, Direction::Up, Until::Bytes(BYTES))
             .expect("a transfer");
     });
     group.finish();

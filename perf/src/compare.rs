@@ -40,9 +40,12 @@ pub fn table(before: &Run, after: &Run) -> String {
 /// What makes a comparison doubtful.
 fn differences(before: &Run, after: &Run) -> String {
     let circumstances = |run: &Run| {
-        [format!("{:?}", run.machine), run.congestion.clone(), run.build.clone(), run.suite.clone()]
+        let nodes = run.pods.iter().map(|pod| format!("{} {} on {}", pod.variant, pod.role.name(), pod.node));
+        let nodes =
+            if run.pods.is_empty() { "the lab".to_owned() } else { nodes.collect::<Vec<_>>().join(", ") };
+        [run.machine.to_string(), run.congestion.clone(), run.build.clone(), run.suite.clone(), nodes]
     };
-    let names = ["machine", "congestion control", "build", "suite"];
+    let names = ["machine", "congestion control", "build", "suite", "pods"];
     let differ = circumstances(before).into_iter().zip(circumstances(after)).zip(names);
     let differ = differ.filter(|((a, b), _)| a != b);
     differ.map(|((a, b), name)| format!("\nNot the same {name}: {a}, and {b}.\n")).collect()
@@ -53,7 +56,8 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::figures::{Figure, Machine, Sample, VariantName};
+    use crate::figures::{Figure, Sample, VariantName};
+    use crate::machine::Machine;
     use crate::variant::Kind;
 
     fn run(rates: &[f64]) -> Run {
@@ -74,6 +78,7 @@ mod tests {
             congestion: "cubic".to_owned(),
             build: "release".to_owned(),
             variants: vec![VariantName { name: "ours".to_owned(), kind: Kind::Ours }],
+            pods: Vec::new(),
             samples: samples.collect(),
         }
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::machine::Machine;
 use crate::variant::Kind;
 
 /// A whole run: the content of `report.json`.
@@ -18,6 +19,9 @@ pub struct Run {
     /// `release` or `debug`, of all programs of this project.
     pub build: String,
     pub variants: Vec<VariantName>,
+    /// Of a cluster, in which they were there all the time; in the lab they are the bed's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pods: Vec<Pod>,
     pub samples: Vec<Sample>,
 }
 
@@ -27,12 +31,20 @@ pub struct VariantName {
     pub kind: Kind,
 }
 
+/// A client or a server, and where it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Machine {
-    pub processor: String,
-    pub cores: usize,
-    pub memory_gib: u64,
-    pub kernel: String,
+pub struct Pod {
+    pub variant: String,
+    pub role: Role,
+    pub node: String,
+    pub machine: Machine,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    Client,
+    Server,
 }
 
 /// One scenario of one variant in one round.
@@ -49,6 +61,15 @@ pub struct Sample {
     pub failures: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
+}
+
+impl Role {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Server => "server",
+        }
+    }
 }
 
 /// What a number counts.

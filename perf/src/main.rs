@@ -4,15 +4,20 @@
 //! suite ─▶ plan ─▶ rounds: variant ─▶ bed ─▶ scenario ─▶ load ─▶ figures ─▶ report
 //! ```
 //!
+//! A bed is the lab's, or, with less to compare, a pair of pods of somebody's cluster.
+//!
 //! Knows nothing of a proxy's inside: it measures processes and what their users see.
 
 mod bed;
 mod check;
+mod cluster;
 mod compare;
 mod figures;
 mod interrupt;
 mod load;
+mod machine;
 mod peer;
+mod progress;
 mod relay;
 mod report;
 mod run;
@@ -28,8 +33,12 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
+use crate::bed::Measured;
+use crate::bed::lab::InLab;
 use crate::check::Against;
+use crate::cluster::{ClusterArguments, PodArguments};
 use crate::interrupt::Interrupt;
+use crate::machine::Machine;
 use crate::peer::Peer;
 use crate::run::Plan;
 use crate::suite::Suite;
@@ -50,6 +59,10 @@ struct Arguments {
 enum Command {
     /// Run a suite and write report.json, report.md and report.html; needs root
     Run(RunArguments),
+    /// Run a suite in a cluster, with and without a mesh, between pods that run `perf pod`, and print the table (deploy/benchmark)
+    Cluster(ClusterArguments),
+    /// Be a pod of `perf cluster`: serve, or run its clients
+    Pod(PodArguments),
     /// Two reports beside each other
     Compare {
         /// report.json of the run before
@@ -106,6 +119,8 @@ struct RunArguments {
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Run(arguments) => run(&arguments),
+        Command::Cluster(arguments) => cluster(&arguments),
+        Command::Pod(arguments) => pod(&arguments),
         Command::Compare { before, after } => compare(&before, &after),
         Command::Check { report, margins } => {
             check(&report, if margins { Against::Margins } else { Against::Promises })
@@ -149,16 +164,18 @@ fn run(arguments: &RunArguments) -> Result<(), Box<dyn std::error::Error>> {
     let output = &arguments.output;
     // Now, so that a run that cannot be written fails before it takes its time.
     std::fs::create_dir_all(output).map_err(|error| format!("{}: {error}", output.display()))?;
-    // Clients and servers of many connections are in this process.
-    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
+    allow_descriptors()?;
+    let measured = |variant| -> Box<dyn Measured> {
+        Box::new(InLab { variant, congestion: arguments.congestion.clone() })
+    };
     let plan = Plan {
-        suite: arguments.suite.name().to_owned(),
+        suite: arguments.suite,
         scenarios,
-        time: arguments.suite.time(),
         rounds: arguments.rounds.into(),
+        variants: variants.into_iter().map(measured).collect(),
+        machine: Machine::own(),
         congestion: arguments.congestion.clone(),
-        variants,
+        pods: Vec::new(),
     };
     eprintln!("about {:.0?}, {} variants, {} rounds", plan.takes(), plan.variants.len(), plan.rounds);
     let run = plan.run(&Interrupt::watched()?)?;
@@ -166,6 +183,31 @@ fn run(arguments: &RunArguments) -> Result<(), Box<dyn std::error::Error>> {
     report::write(&run, output).map_err(|error| format!("{}: {error}", output.display()))?;
     println!("{}", output.join("report.html").display());
     Ok(())
+}
+
+/// Clients and servers of many connections are in one process.
+fn allow_descriptors() -> std::io::Result<()> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, most, most)?)
+}
+
+fn cluster(arguments: &ClusterArguments) -> Result<(), Box<dyn std::error::Error>> {
+    Interrupt::ends()?;
+    let run = cluster::run(arguments)?;
+    println!("\n{}", report::text(&run));
+    if arguments.wants_json() {
+        println!("{}", report::json(&run)?);
+    }
+    match run.samples.iter().map(|sample| sample.failures).sum::<u64>() {
+        0 => Ok(()),
+        failures => Err(format!("{failures} failures").into()),
+    }
+}
+
+fn pod(arguments: &PodArguments) -> Result<(), Box<dyn std::error::Error>> {
+    Interrupt::ends()?;
+    allow_descriptors()?;
+    Ok(cluster::attend(arguments)?)
 }
 
 /// What a namespace may choose is what the first one allows; cubic the lab allows itself.

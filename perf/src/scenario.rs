@@ -5,10 +5,11 @@ use std::fmt;
 use std::io;
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
 use ztunnel_lab::bulk::{self, Direction, Until};
 use ztunnel_lab::steady;
 
-use crate::bed::{BULK, Bed, ECHO, ENDLESS, HTTP, Place};
+use crate::bed::{BULK, ECHO, ENDLESS, Ends, HTTP, Place};
 use crate::figures::Figure;
 use crate::load::{self, Arrival, Seen};
 use crate::usage::Usage;
@@ -28,7 +29,8 @@ const RETURNED: Duration = Duration::from_secs(30);
 /// Nobody waits longer for a figure that stays.
 const LOOK: Duration = Duration::from_millis(500);
 
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Scenario {
     Bulk {
         streams: usize,
@@ -58,7 +60,7 @@ pub enum Scenario {
 }
 
 /// Of one scenario on one bed.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
     pub figures: BTreeMap<Figure, f64>,
     pub percentiles: Vec<(f64, f64)>,
@@ -81,6 +83,11 @@ impl Scenario {
         matches!(self, Self::Idle { .. })
     }
 
+    /// Whether one client and one server are enough, and something is seen without a look at the proxies.
+    pub fn fits_a_pair(&self) -> bool {
+        !self.is_near() && !matches!(self, Self::Idle { .. } | Self::ElephantAndMouse)
+    }
+
     /// How long it takes, about.
     pub fn takes(&self, time: Duration) -> Duration {
         match self {
@@ -95,46 +102,51 @@ impl Scenario {
     }
 
     /// A tenth of the time warms up, and is not counted.
-    pub fn run(&self, bed: &Bed, time: Duration) -> io::Result<Outcome> {
+    pub fn run(&self, ends: &Ends, time: Duration) -> io::Result<Outcome> {
         match self {
             Self::Idle { .. } => {}
-            _ => drop(self.once(bed, time / 10)?),
+            _ => drop(self.once(ends, time / 10)?),
         }
-        self.once(bed, time)
+        let mut outcome = self.once(ends, time)?;
+        outcome.figures.retain(|_, value| value.is_finite());
+        Ok(outcome)
     }
 
-    fn once(&self, bed: &Bed, time: Duration) -> io::Result<Outcome> {
+    fn once(&self, ends: &Ends, time: Duration) -> io::Result<Outcome> {
         match *self {
-            Self::Bulk { streams, direction, place } => transfer(bed, streams, direction, place, time),
+            Self::Bulk { streams, direction, place } => transfer(ends, streams, direction, place, time),
             Self::PingPong { place } => {
-                metered(bed, || load::ping_pong(bed.client(), bed.to(place, ECHO), time))
+                let to = ends.to(place, ECHO)?;
+                metered(ends, || load::ping_pong(&ends.client, to, time))
                     .map(|(seen, cpu)| Outcome::costing(&seen, cpu, &[P50, P99, P999, P9999]))
             }
             Self::Requests { connections, place } => {
-                requests(bed, connections, place, Arrival::Answered, time)
+                requests(ends, connections, place, Arrival::Answered, time)
                     .map(|(seen, cpu)| Outcome::costing(&seen, cpu, &[P50, P99]).at_rate(&seen))
             }
             Self::Paced { connections, rate } => {
-                requests(bed, connections, Place::Far, Arrival::Rate(rate), time)
+                requests(ends, connections, Place::Far, Arrival::Rate(rate), time)
                     .map(|(seen, cpu)| Outcome::costing(&seen, cpu, &[P50, P99, P999]).at_rate(&seen))
             }
             Self::Connections { at_once } => {
-                let to = bed.to(Place::Far, HTTP);
-                metered(bed, || load::connect_each(bed.client(), to, at_once, time)).map(|(seen, cpu)| {
+                let to: Vec<_> = ends.new_connections.iter().map(|&port| ends.far.port(port)).collect();
+                metered(ends, || load::connect_each(&ends.client, &to, at_once, time)).map(|(seen, cpu)| {
                     let mut outcome = Outcome::costing(&seen, cpu, &[P50, P99]).at_rate(&seen);
-                    outcome.figures.insert(Figure::FirstConnection, bed.first_connection.as_secs_f64() * 1e3);
+                    let first = ends.first_connection.map(|took| took.as_secs_f64() * 1e3);
+                    outcome.figures.extend(first.map(|took| (Figure::FirstConnection, took)));
                     outcome
                 })
             }
-            Self::Idle { connections } => idle(bed, connections),
+            Self::Idle { connections } => idle(ends, connections),
             Self::StalledReader => {
-                let others =
-                    || requests(bed, WELL_BEHAVED, Place::Far, Arrival::Answered, time).map(|(seen, _)| seen);
+                let others = || {
+                    requests(ends, WELL_BEHAVED, Place::Far, Arrival::Answered, time).map(|(seen, _)| seen)
+                };
                 let before = others()?;
-                let beside = load::stall(bed.client(), bed.to(Place::Far, ENDLESS), others)??;
+                let beside = load::stall(&ends.client, ends.to(Place::Far, ENDLESS)?, others)??;
                 Ok(Outcome::disturbed(&before, &beside))
             }
-            Self::ElephantAndMouse => elephant_and_mouse(bed, time),
+            Self::ElephantAndMouse => elephant_and_mouse(ends, time),
         }
     }
 }
@@ -145,25 +157,25 @@ const P999: (Figure, f64) = (Figure::P999, 99.9);
 const P9999: (Figure, f64) = (Figure::P9999, 99.99);
 
 /// What work took of the proxies; None where there are none.
-fn metered<T>(bed: &Bed, work: impl FnOnce() -> io::Result<T>) -> io::Result<(T, Option<f64>)> {
-    let proxies = bed.proxies();
-    let before = Usage::of(&proxies)?;
+fn metered<T>(ends: &Ends, work: impl FnOnce() -> io::Result<T>) -> io::Result<(T, Option<f64>)> {
+    let proxies = &ends.proxies;
+    let before = Usage::of(proxies)?;
     let done = work()?;
-    let cpu = Usage::of(&proxies)?.cpu_seconds - before.cpu_seconds;
+    let cpu = Usage::of(proxies)?.cpu_seconds - before.cpu_seconds;
     Ok((done, (!proxies.is_empty()).then_some(cpu)))
 }
 
 fn transfer(
-    bed: &Bed,
+    ends: &Ends,
     streams: usize,
     direction: Direction,
     place: Place,
     time: Duration,
 ) -> io::Result<Outcome> {
-    let to = bed.to(place, BULK);
+    let to = ends.to(place, BULK)?;
     let started = Instant::now();
     let (rate, cpu) =
-        metered(bed, || bulk::transfer(bed.client(), to, streams, direction, Until::Elapsed(time)))?;
+        metered(ends, || bulk::transfer(&ends.client, to, streams, direction, Until::Elapsed(time)))?;
     let gigabytes = rate * started.elapsed().as_secs_f64() / 1e9;
     let mut outcome = Outcome::default();
     outcome.figures.insert(Figure::Throughput, rate * 8.0 / 1e9);
@@ -172,24 +184,24 @@ fn transfer(
 }
 
 fn requests(
-    bed: &Bed,
+    ends: &Ends,
     connections: usize,
     place: Place,
     arrival: Arrival,
     time: Duration,
 ) -> io::Result<(Seen, Option<f64>)> {
-    let to = bed.to(place, HTTP);
-    metered(bed, || load::requests(bed.client(), to, connections, arrival, time))
+    let to = ends.to(place, HTTP)?;
+    metered(ends, || load::requests(&ends.client, to, connections, arrival, time))
 }
 
-fn idle(bed: &Bed, connections: usize) -> io::Result<Outcome> {
-    let (to, proxies) = (bed.to(Place::Far, ECHO), bed.proxies());
-    let resident = || Usage::of(&proxies).map(|usage| usage.resident_bytes as f64);
+fn idle(ends: &Ends, connections: usize) -> io::Result<Outcome> {
+    let (to, proxies) = (ends.to(Place::Far, ECHO)?, &ends.proxies);
+    let resident = || Usage::of(proxies).map(|usage| usage.resident_bytes as f64);
     // The first also pay for what stays.
-    load::hold(bed.client(), to, WARM, || ())?;
+    load::hold(&ends.client, to, WARM, || ())?;
     let before = steady(RETURNED, || resident().ok()).flatten();
     let before = before.ok_or_else(|| io::Error::other("the proxies' memory does not come to rest"))?;
-    let held = load::hold(bed.client(), to, connections, || {
+    let held = load::hold(&ends.client, to, connections, || {
         std::thread::sleep(AT_REST);
         resident()
     })??;
@@ -208,11 +220,11 @@ fn idle(bed: &Bed, connections: usize) -> io::Result<Outcome> {
     Ok(outcome)
 }
 
-fn elephant_and_mouse(bed: &Bed, time: Duration) -> io::Result<Outcome> {
-    let to = bed.to(Place::Far, ECHO);
-    let mouse = || load::ping_pong(bed.mouse(), to, time);
+fn elephant_and_mouse(ends: &Ends, time: Duration) -> io::Result<Outcome> {
+    let (to, mouse_at) = (ends.to(Place::Far, ECHO)?, ends.mouse()?);
+    let mouse = || load::ping_pong(mouse_at, to, time);
     let before = mouse()?;
-    let (elephant, bulk_to) = (bed.client().clone(), bed.to(Place::Far, BULK));
+    let (elephant, bulk_to) = (ends.client.clone(), ends.to(Place::Far, BULK)?);
     // Longer than the mouse, which begins at the same time.
     let until = Until::Elapsed(time.mul_f64(1.3));
     let (beside, carried) = std::thread::scope(|scope| {

@@ -4,13 +4,13 @@ use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use ztunnel_lab::node::PodHandle;
+use ztunnel_lab::namespace::Namespace;
 
 use super::{DEADLINE, Seen};
 
 /// To an echo.
-pub fn ping_pong(pod: &PodHandle, to: SocketAddr, time: Duration) -> io::Result<Seen> {
-    let mut stream = pod.connect(to, DEADLINE)?;
+pub fn ping_pong(from: &Namespace, to: SocketAddr, time: Duration) -> io::Result<Seen> {
+    let mut stream = from.connect(to, DEADLINE)?;
     stream.set_nodelay(true)?;
     let (mut seen, started) = (Seen::default(), Instant::now());
     while started.elapsed() < time {

@@ -1,26 +1,32 @@
 //! Requests and answers in HTTP/1.1 (RFC 9112), as short as they may be: every server and client of the field could stand at either
 //! end. An answer has 1 KiB of content.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Barrier, Mutex, mpsc};
-use tokio::task::LocalSet;
+use tokio::sync::{Barrier, Mutex, Semaphore, mpsc};
+use tokio::task::{JoinSet, LocalSet};
 use tokio::time::{Instant, timeout};
-use ztunnel_lab::node::PodHandle;
+use ztunnel_lab::namespace::Namespace;
 
 use super::{DEADLINE, Seen, bounded, runtime};
 
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: server\r\n\r\n";
 const END: &[u8] = b"\r\n\r\n";
 const CONTENT: usize = 1024;
-/// A server ends after so long without a new connection.
+/// Connections that a server has at once; more of them wait.
+const MOST: usize = 10_000;
+/// A server ends after so long without a new connection, and a connection after so long.
 const QUIET: Duration = Duration::from_secs(600);
+/// After a connection could not be accepted.
+const BACK_OFF: Duration = Duration::from_millis(100);
 
 fn answer() -> Vec<u8> {
     let mut answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {CONTENT}\r\n\r\n").into_bytes();
@@ -28,14 +34,14 @@ fn answer() -> Vec<u8> {
     answer
 }
 
-/// Serves on a port of a pod, on one thread.
-pub fn serve(pod: &PodHandle, port: u16) -> io::Result<()> {
-    accept_each(pod, port, |stream| async move { answer_all(stream).await })
+/// Serves on each of these ports, on one thread.
+pub fn serve(at: &Namespace, ports: &[u16]) -> io::Result<JoinHandle<()>> {
+    accept_each(at, ports, answer_all)
 }
 
 /// Sends back what it gets, on one thread.
-pub fn serve_echo(pod: &PodHandle, port: u16) -> io::Result<()> {
-    accept_each(pod, port, |mut stream| async move {
+pub fn serve_echo(at: &Namespace, port: u16) -> io::Result<JoinHandle<()>> {
+    accept_each(at, &[port], |mut stream| async move {
         stream.set_nodelay(true)?;
         let mut buffer = [0; 1024];
         loop {
@@ -48,8 +54,8 @@ pub fn serve_echo(pod: &PodHandle, port: u16) -> io::Result<()> {
 }
 
 /// Sends without end to whoever connects, on one thread.
-pub fn serve_endless(pod: &PodHandle, port: u16) -> io::Result<()> {
-    accept_each(pod, port, |mut stream| async move {
+pub fn serve_endless(at: &Namespace, port: u16) -> io::Result<JoinHandle<()>> {
+    accept_each(at, &[port], |mut stream| async move {
         let block = vec![b'x'; 64 * 1024];
         loop {
             stream.write_all(&block).await?;
@@ -57,26 +63,56 @@ pub fn serve_endless(pod: &PodHandle, port: u16) -> io::Result<()> {
     })
 }
 
+/// Until all ports are quiet.
 fn accept_each<F: Future<Output = io::Result<()>> + 'static>(
-    pod: &PodHandle,
-    port: u16,
-    handle: impl Fn(TcpStream) -> F + Send + 'static,
-) -> io::Result<()> {
-    let listener = pod.listen(port)?;
-    listener.set_nonblocking(true)?;
+    at: &Namespace,
+    ports: &[u16],
+    handle: impl Fn(TcpStream) -> F + Send + Clone + 'static,
+) -> io::Result<JoinHandle<()>> {
+    let listeners: Vec<_> = ports.iter().map(|&port| at.listen(port)).collect::<io::Result<_>>()?;
+    listeners.iter().try_for_each(|listener| listener.set_nonblocking(true))?;
     let runtime = runtime()?;
-    std::thread::spawn(move || {
+    Ok(std::thread::spawn(move || {
         LocalSet::new().block_on(&runtime, async move {
-            let listener = TcpListener::from_std(listener)?;
-            while let Ok(accepted) = timeout(QUIET, listener.accept()).await {
-                if let Ok((stream, _)) = accepted {
-                    tokio::task::spawn_local(handle(stream));
-                }
+            let (room, last) = (Arc::new(Semaphore::new(MOST)), Rc::new(Cell::new(Instant::now())));
+            let mut accepting = JoinSet::new();
+            for listener in listeners {
+                accepting.spawn_local(accept(listener, room.clone(), last.clone(), handle.clone()));
             }
-            io::Result::Ok(())
-        })
-    });
-    Ok(())
+            // The first that ends has seen that all are quiet.
+            accepting.join_next().await;
+        });
+    }))
+}
+
+async fn accept<F: Future<Output = io::Result<()>> + 'static>(
+    listener: std::net::TcpListener,
+    room: Arc<Semaphore>,
+    last: Rc<Cell<Instant>>,
+    handle: impl Fn(TcpStream) -> F,
+) -> io::Result<()> {
+    let listener = TcpListener::from_std(listener)?;
+    let next = async || {
+        let place = Arc::clone(&room).acquire_owned().await;
+        (place, listener.accept().await)
+    };
+    loop {
+        let (place, stream) = match timeout(QUIET, next()).await {
+            Ok((place, Ok((stream, _)))) => (place, stream),
+            Ok((_, Err(_))) => {
+                tokio::time::sleep(BACK_OFF).await;
+                continue;
+            }
+            Err(_) if last.get().elapsed() < QUIET => continue,
+            Err(_) => return Ok(()),
+        };
+        last.set(Instant::now());
+        let handled = timeout(QUIET, handle(stream));
+        tokio::task::spawn_local(async move {
+            let _ = handled.await;
+            drop(place);
+        });
+    }
 }
 
 async fn answer_all(mut stream: TcpStream) -> io::Result<()> {
@@ -108,13 +144,13 @@ pub enum Arrival {
 
 /// So many connections, kept alive, for so long. Opening them is not counted.
 pub fn requests(
-    pod: &PodHandle,
+    from: &Namespace,
     to: SocketAddr,
     connections: usize,
     arrival: Arrival,
     time: Duration,
 ) -> io::Result<Seen> {
-    clients(pod, connections, arrival, time, move |turn| async move {
+    clients(from, connections, arrival, time, move |turn| async move {
         // One that cannot be opened fails with its first request.
         let mut stream = bounded(open(to)).await.ok();
         let mut buffer = answer();
@@ -137,15 +173,22 @@ pub fn requests(
     })
 }
 
-/// A connection for each request, so many at once, for so long.
-pub fn connect_each(pod: &PodHandle, to: SocketAddr, at_once: usize, time: Duration) -> io::Result<Seen> {
-    clients(pod, at_once, Arrival::Answered, time, move |turn| async move {
-        let mut buffer = answer();
-        let until = turn.begin().await;
-        while Instant::now() < until {
-            let started = Instant::now();
-            let outcome = bounded(one(&mut None, to, &mut buffer)).await;
-            turn.seen.borrow_mut().note(outcome.map(|()| started.elapsed()));
+/// A connection for each request, so many at once, for so long. Each client goes from one server to the next.
+pub fn connect_each(from: &Namespace, to: &[SocketAddr], at_once: usize, time: Duration) -> io::Result<Seen> {
+    let to = to.to_vec();
+    clients(from, at_once, Arrival::Answered, time, move |turn| {
+        let servers = to.clone();
+        async move {
+            let mut buffer = answer();
+            let until = turn.begin().await;
+            for to in servers.into_iter().cycle() {
+                let started = Instant::now();
+                if started >= until {
+                    return;
+                }
+                let outcome = bounded(one(&mut None, to, &mut buffer)).await;
+                turn.seen.borrow_mut().note(outcome.map(|()| started.elapsed()));
+            }
         }
     })
 }
@@ -181,15 +224,15 @@ impl Turn {
     }
 }
 
-/// Runs clients on one thread in the pod.
+/// Runs clients on one thread.
 fn clients<F: Future<Output = ()> + 'static>(
-    pod: &PodHandle,
+    from: &Namespace,
     count: usize,
     arrival: Arrival,
     time: Duration,
     client: impl Fn(Rc<Turn>) -> F + Send + 'static,
 ) -> io::Result<Seen> {
-    pod.run(move || {
+    from.run(move || {
         let (runtime, all) = (runtime()?, LocalSet::new());
         let (tell, dues) = mpsc::unbounded_channel();
         let (ready, seen) = (Barrier::new(count + 1), RefCell::default());
@@ -227,8 +270,8 @@ fn pace(from: Instant, until: Instant, rate: f64, tell: &mpsc::UnboundedSender<I
 }
 
 /// Opens a connection to an endless sender and reads nothing of it while `work` runs.
-pub fn stall<T>(pod: &PodHandle, to: SocketAddr, work: impl FnOnce() -> T) -> io::Result<T> {
-    let mut stream = pod.connect(to, DEADLINE)?;
+pub fn stall<T>(from: &Namespace, to: SocketAddr, work: impl FnOnce() -> T) -> io::Result<T> {
+    let mut stream = from.connect(to, DEADLINE)?;
     stream.set_read_timeout(Some(DEADLINE))?;
     // A proxy accepts before it has reached the sender.
     stream.read_exact(&mut [0])?;

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
-use ztunnel_lab::node::PodHandle;
+use ztunnel_lab::namespace::Namespace;
 
 use super::{bounded, runtime};
 
@@ -14,12 +14,12 @@ use super::{bounded, runtime};
 const AT_ONCE: usize = 32;
 
 /// Holds `count` connections to an echo while `work` runs.
-pub fn hold<T>(pod: &PodHandle, to: SocketAddr, count: usize, work: impl FnOnce() -> T) -> io::Result<T> {
+pub fn hold<T>(from: &Namespace, to: SocketAddr, count: usize, work: impl FnOnce() -> T) -> io::Result<T> {
     let (opened, open) = std::sync::mpsc::channel();
     let (release, released) = oneshot::channel::<()>();
-    let pod = pod.clone();
+    let from = from.clone();
     let holder = std::thread::spawn(move || {
-        pod.run(move || {
+        from.run(move || {
             runtime()?.block_on(async move {
                 let held = connections(to, count).await;
                 let outcome = held.as_ref().map(drop).map_err(|error| io::Error::other(error.to_string()));

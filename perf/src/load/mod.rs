@@ -1,5 +1,5 @@
-//! The load tools. Each runs its clients on one thread inside a pod, beside servers on threads of their own, as small programs in
-//! two pods would; no client waits longer than [`DEADLINE`] for anything.
+//! The load tools. Each runs its clients on one thread in a network namespace, beside servers on threads of their own, as small
+//! programs in two pods would; no client waits longer than [`DEADLINE`] for anything. Knows not what the namespaces are.
 
 mod echo;
 mod http;

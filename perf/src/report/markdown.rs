@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::{circumstances, compared, number, ratio, spread};
 use crate::figures::Run;
 
-pub(super) fn report(run: &Run) -> String {
+pub fn report(run: &Run) -> String {
     format!("{}\n\n{}{}", circumstances(run), table(run), failures(run))
 }
 

@@ -11,7 +11,7 @@ use std::path::Path;
 use crate::figures::{Figure, Run, Spread};
 use crate::variant::Kind;
 
-pub use markdown::table;
+pub use markdown::{report as text, table};
 
 /// Writes `report.json`, `report.md` and `report.html` into a folder that is there.
 pub fn write(run: &Run, folder: &Path) -> io::Result<()> {
@@ -19,6 +19,11 @@ pub fn write(run: &Run, folder: &Path) -> io::Result<()> {
     fs::write(folder.join("report.json"), json + "\n")?;
     fs::write(folder.join("report.md"), markdown::report(run))?;
     fs::write(folder.join("report.html"), html::report(run))
+}
+
+/// In one line.
+pub fn json(run: &Run) -> io::Result<String> {
+    Ok(serde_json::to_string(run)?)
 }
 
 pub fn read(path: &Path) -> io::Result<Run> {
@@ -65,21 +70,33 @@ fn compared(run: &Run) -> Vec<(&str, &str)> {
 
 /// What must be said beside every table.
 fn circumstances(run: &Run) -> String {
-    let machine = &run.machine;
     format!(
-        "{}, {} cores, {} GiB, Linux {}; congestion control {}; {} build; suite {}, {} round{}, each on a fresh bed; {}. Medians, with \
-         the least and the most in brackets.",
-        machine.processor,
-        machine.cores,
-        machine.memory_gib,
-        machine.kernel,
+        "{}; congestion control {}; {} build; suite {}, {} round{}, {}; {}. Medians, with \
+         the least and the most in brackets.{}",
+        run.machine,
         run.congestion,
         run.build,
         run.suite,
         run.rounds,
         if run.rounds == 1 { "" } else { "s" },
-        run.started.split('T').next().unwrap_or_default()
+        if run.pods.is_empty() { "each on a fresh bed" } else { "all with the same pods" },
+        run.started.split('T').next().unwrap_or_default(),
+        pods(run)
     )
+}
+
+/// Where they were; nothing of the lab's.
+fn pods(run: &Run) -> String {
+    let each = run.pods.iter().map(|pod| {
+        let machine = if pod.machine == run.machine { String::new() } else { format!(" ({})", pod.machine) };
+        format!(" {} {} on {}{machine},", pod.variant, pod.role.name(), pod.node)
+    });
+    match each.collect::<String>().strip_suffix(',') {
+        None => String::new(),
+        Some(each) => {
+            format!("{each}. What the proxies take of CPU and memory is not seen from inside a pod.")
+        }
+    }
 }
 
 #[cfg(test)]
@@ -87,7 +104,8 @@ pub(crate) mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::figures::{Machine, Sample, VariantName};
+    use crate::figures::{Pod, Role, Sample, VariantName};
+    use crate::machine::Machine;
 
     pub(crate) fn example() -> Run {
         let sample = |variant: &str, round, rate: f64| Sample {
@@ -117,6 +135,7 @@ pub(crate) mod tests {
                 name("ours", Kind::Ours),
                 name("theirs", Kind::Peer),
             ],
+            pods: Vec::new(),
             samples: vec![
                 sample("direct", 0, 100_000.0),
                 sample("ours", 0, 40_000.0),
@@ -124,6 +143,27 @@ pub(crate) mod tests {
                 sample("theirs", 0, 25_000.0),
             ],
         }
+    }
+
+    #[test]
+    fn it_says_where_the_pods_of_a_cluster_were() {
+        let mut run = example();
+        assert!(
+            circumstances(&run).ends_with(
+                "each on a fresh bed; 2026-01-02. Medians, with the least and the most in brackets."
+            )
+        );
+        let pod = |role, node: &str, cores| Pod {
+            variant: "meshed".to_owned(),
+            role,
+            node: node.to_owned(),
+            machine: Machine { cores, ..run.machine.clone() },
+        };
+        run.pods = vec![pod(Role::Client, "n1", 2), pod(Role::Server, "n2", 8)];
+        let text = circumstances(&run);
+        let expected =
+            "in brackets. meshed client on n1, meshed server on n2 (P, 8 cores, 24 GiB, Linux 6.18). What";
+        assert!(text.contains(expected) && text.contains("all with the same pods"), "{text}");
     }
 
     #[test]

@@ -6,18 +6,23 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
+use serde::{Deserialize, Serialize};
 
-use crate::node::PodHandle;
+use crate::namespace::Namespace;
 use crate::traffic::{DEADLINE, QUIET};
 use crate::wait::ready;
 
 const BLOCK: usize = 128 * 1024;
+/// Streams that a server has at once; more of them wait.
+const MOST: usize = 1024;
 
 /// Which way the bytes go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Direction {
     /// From the client to the server.
     Up = b'u' as isize,
@@ -33,20 +38,19 @@ pub enum Until {
     Bytes(u64),
 }
 
-/// Serves bulk transfers on a port of a pod until it is `QUIET`.
-pub fn serve(pod: &PodHandle, port: u16) -> io::Result<()> {
-    let listener = pod.listen(port)?;
+/// Serves bulk transfers on a port until it is `QUIET`.
+pub fn serve(at: &Namespace, port: u16) -> io::Result<JoinHandle<()>> {
+    let listener = at.listen(port)?;
     listener.set_nonblocking(true)?;
-    std::thread::spawn(move || {
+    Ok(std::thread::spawn(move || {
         let (mut served, mut block) = (Vec::new(), vec![0; BLOCK]);
         while step(&listener, &mut served, &mut block).is_ok() {}
-    });
-    Ok(())
+    }))
 }
 
 /// One transfer on `streams` connections at once; bytes per second in all, as the receiver counts them.
 pub fn transfer(
-    pod: &PodHandle,
+    from: &Namespace,
     to: SocketAddr,
     streams: usize,
     direction: Direction,
@@ -54,7 +58,7 @@ pub fn transfer(
 ) -> io::Result<f64> {
     let mut open = Vec::new();
     for _ in 0..streams {
-        let mut stream = pod.connect(to, DEADLINE)?;
+        let mut stream = from.connect(to, DEADLINE)?;
         stream.write_all(&[direction as u8])?;
         stream.set_nonblocking(true)?;
         open.push(stream);
@@ -119,7 +123,8 @@ fn step(listener: &TcpListener, served: &mut Vec<Served>, block: &mut [u8]) -> i
         State::Sending => (served.stream.as_fd(), PollFlags::POLLOUT),
         State::New | State::Receiving(_) => (served.stream.as_fd(), PollFlags::POLLIN),
     });
-    let sockets = sockets.chain([(listener.as_fd(), PollFlags::POLLIN)]);
+    let room = served.len() < MOST;
+    let sockets = sockets.chain(room.then(|| (listener.as_fd(), PollFlags::POLLIN)));
     let ready = ready(sockets, QUIET)?;
     let listening = served.len();
     // From the back, so that what ended can be taken out.

@@ -2,11 +2,16 @@
 
 use std::fs;
 use std::io;
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use redirect::netns::Netns;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::traffic::limit;
 
 pub const FOLDER: &str = "/run/netns";
 
@@ -59,4 +64,43 @@ pub fn run<T: Send + 'static>(name: &str, work: impl FnOnce() -> T + Send + 'sta
     Netns::open(&path(name))
         .and_then(|namespace| namespace.run_blocking(work))
         .map_err(|error| Error { name: name.to_owned(), source: io::Error::other(error.to_string()) })
+}
+
+/// Where a program of a load talks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Namespace {
+    Named(String),
+    /// That of this process, which needs no privilege.
+    Own,
+}
+
+impl Namespace {
+    /// Runs `work` inside, on a thread of its own.
+    pub fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        match self {
+            Self::Named(name) => run(name, work).unwrap_or_else(|error| panic!("{error}")),
+            Self::Own => {
+                std::thread::spawn(work).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            }
+        }
+    }
+
+    /// Connects from inside; no read or write takes longer than the deadline either.
+    pub fn connect(&self, addr: SocketAddr, deadline: Duration) -> io::Result<TcpStream> {
+        let stream = self.run(move || TcpStream::connect_timeout(&addr, deadline))?;
+        limit(&stream, deadline)?;
+        Ok(stream)
+    }
+
+    /// Listens inside, on both families.
+    pub fn listen(&self, port: u16) -> io::Result<TcpListener> {
+        self.run(move || {
+            let socket = Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP))?;
+            socket.set_only_v6(false)?;
+            socket.set_reuse_address(true)?;
+            socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)).into())?;
+            socket.listen(4096)?;
+            Ok(socket.into())
+        })
+    }
 }

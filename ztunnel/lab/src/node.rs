@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,9 +13,8 @@ use crate::error::Error;
 use crate::http;
 pub use crate::http::Answer;
 use crate::manifests::{Node, Pod};
-use crate::namespace;
+use crate::namespace::Namespace;
 use crate::process::{Process, Start};
-use crate::traffic::limit;
 
 /// The proxy's user: no name, no group, no capability.
 pub const PROXY_USER: u32 = 1337;
@@ -264,28 +263,23 @@ impl PodHandle {
         *self.pod.addresses.iter().find(|ip| family(ip)).expect("invariant: the test's pod has this family")
     }
 
+    /// Its network namespace, to talk from.
+    pub fn netns(&self) -> Namespace {
+        Namespace::Named(self.namespace.clone())
+    }
+
     /// Runs `work` in the pod's network namespace, on a thread of its own.
     pub fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
-        namespace::run(&self.namespace, work).unwrap_or_else(|error| panic!("{error}"))
+        self.netns().run(work)
     }
 
     /// Connects from inside the pod; no read or write takes longer than the deadline either.
     pub fn connect(&self, addr: SocketAddr, deadline: Duration) -> io::Result<TcpStream> {
-        let stream = self.run(move || TcpStream::connect_timeout(&addr, deadline))?;
-        limit(&stream, deadline)?;
-        Ok(stream)
+        self.netns().connect(addr, deadline)
     }
 
     /// Listens inside the pod, on both families.
     pub fn listen(&self, port: u16) -> io::Result<TcpListener> {
-        self.run(move || {
-            use socket2::{Domain, Protocol, Socket, Type};
-            let socket = Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP))?;
-            socket.set_only_v6(false)?;
-            socket.set_reuse_address(true)?;
-            socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)).into())?;
-            socket.listen(4096)?;
-            Ok(socket.into())
-        })
+        self.netns().listen(port)
     }
 }

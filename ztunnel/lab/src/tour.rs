@@ -35,7 +35,7 @@ pub fn run(name: &str, aloud: bool) -> Result<Report, Error> {
         let pod = lab.pod(pod);
         let serve = traffic::serve(pod, ECHO, traffic::echo)
             .and_then(|()| traffic::serve(pod, SINK, traffic::sink))
-            .and_then(|()| bulk::serve(pod, BULK));
+            .and_then(|()| bulk::serve(&pod.netns(), BULK).map(drop));
         serve.map_err(|source| Error::File { path: pod.name().into(), source })?;
     }
     report.requests(&lab);

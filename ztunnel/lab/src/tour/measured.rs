@@ -37,7 +37,7 @@ impl Report {
         ] {
             let rate = |from: &PodHandle, to: &PodHandle| {
                 let to = SocketAddr::new(to.ipv4(), BULK);
-                bulk::transfer(from, to, streams, direction, Until::Elapsed(TRANSFER))
+                bulk::transfer(&from.netns(), to, streams, direction, Until::Elapsed(TRANSFER))
             };
             // In turns, so that a slow moment of the machine meets both.
             let rounds: io::Result<Vec<(f64, f64)>> =

@@ -1,4 +1,4 @@
-//! Where it is measured: two nodes of the lab and their pods, new for each variant and round.
+//! A bed of the lab: two nodes and their pods, new for each variant and round.
 //!
 //! ```text
 //! node a: client, mouse, near            node b: far
@@ -6,23 +6,20 @@
 //!
 //! `near` and `far` serve; each port is another server.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use ztunnel_lab::addresses::node_addresses;
 use ztunnel_lab::lab::Options;
-use ztunnel_lab::node::PodHandle;
-use ztunnel_lab::{Lab, Mesh, bulk, namespace, traffic, wait_until};
+use ztunnel_lab::{Lab, Mesh, namespace, traffic, wait_until};
 
-use crate::load;
+use super::{BULK, Bed, ECHO, ENDLESS, Ends, HTTP, Measured, Place, SERVERS, Server};
 use crate::peer::{self, Peer};
 use crate::relay::Route;
-use crate::variant::Variant;
+use crate::scenario::{Outcome, Scenario};
+use crate::variant::{Kind, Variant};
 
-pub const ECHO: u16 = 9007;
-pub const BULK: u16 = 9008;
-pub const HTTP: u16 = 9009;
-pub const ENDLESS: u16 = 9010;
 const PORTS: [u16; 4] = [ECHO, BULK, HTTP, ENDLESS];
 /// A relay's port for the server on the same node.
 const NEAR: u16 = 1000;
@@ -37,38 +34,51 @@ pub enum Error {
     Peer(#[from] peer::Error),
     #[error("{variant} does not serve within {READY:?}: {reason}\n{log}")]
     NotReady { variant: String, reason: String, log: String },
-    #[error("interrupted")]
-    Interrupted,
     #[error("{what}: {source}")]
-    Io { what: &'static str, source: std::io::Error },
+    Io { what: &'static str, source: io::Error },
 }
 
-/// Where the server is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Place {
-    /// On the client's node.
-    Near,
-    Far,
+/// A variant of the lab, and the congestion control of every namespace.
+pub struct InLab {
+    pub variant: Variant,
+    pub congestion: String,
 }
 
-pub struct Bed {
+impl Measured for InLab {
+    fn name(&self) -> &str {
+        self.variant.name()
+    }
+
+    fn kind(&self) -> Kind {
+        self.variant.kind()
+    }
+
+    fn measures(&self, scenario: &Scenario) -> bool {
+        self.variant.measures(scenario)
+    }
+
+    fn bed(&self) -> Result<Box<dyn Bed + '_>, Box<dyn std::error::Error>> {
+        Ok(Box::new(LabBed::make(&self.variant, &self.congestion)?))
+    }
+}
+
+struct LabBed {
     lab: Lab,
     relayed: bool,
-    /// How long the first connection took, which brought the tunnel up.
-    pub first_connection: Duration,
+    first_connection: Duration,
 }
 
 /// Nobody keeps closed connections in TIME-WAIT: after some thousand new ones a second, what is measured would be how a client
 /// looks for a free port.
-fn forget_closed(lab: &Lab) -> std::io::Result<()> {
+fn forget_closed(lab: &Lab) -> io::Result<()> {
     let forget = || std::fs::write("/proc/sys/net/ipv4/tcp_max_tw_buckets", "0");
     let nodes = lab.nodes().iter().map(|node| node.namespace());
     let mut each = nodes.chain(lab.pods().iter().map(|pod| pod.namespace()));
-    each.try_for_each(|name| namespace::run(name, forget).map_err(std::io::Error::other)?)
+    each.try_for_each(|name| namespace::run(name, forget).map_err(io::Error::other)?)
 }
 
-impl Bed {
-    pub fn make(variant: &Variant, congestion: &str) -> Result<Self, Error> {
+impl LabBed {
+    fn make(variant: &Variant, congestion: &str) -> Result<Self, Error> {
         let mut mesh = Mesh::new();
         for (node, pod) in [("a", "client"), ("a", "mouse"), ("a", "near"), ("b", "far")] {
             let path = format!("perf/{pod}");
@@ -102,13 +112,10 @@ impl Bed {
         Ok(bed)
     }
 
-    fn serve(&self) -> std::io::Result<()> {
+    fn serve(&self) -> io::Result<()> {
         for pod in ["near", "far"] {
-            let pod = self.lab.pod(pod);
-            load::serve_echo(pod, ECHO)?;
-            bulk::serve(pod, BULK)?;
-            load::serve(pod, HTTP)?;
-            load::serve_endless(pod, ENDLESS)?;
+            let at = self.lab.pod(pod).netns();
+            SERVERS.iter().try_for_each(|serve| serve(&at).map(drop))?;
         }
         Ok(())
     }
@@ -153,11 +160,11 @@ impl Bed {
     fn wait_serving(&mut self, variant: &Variant) -> Result<(), Error> {
         let mut reason = String::new();
         for place in [Place::Far, Place::Near] {
-            let (client, to) = (self.client().clone(), self.to(place, ECHO));
+            let (client, to) = (self.lab.pod("client"), self.server(place).port(ECHO));
             let mut took = Duration::ZERO;
             let passes = || {
                 let started = std::time::Instant::now();
-                match traffic::round_trips(&client, to, 1) {
+                match traffic::round_trips(client, to, 1) {
                     Ok(_) => {
                         took = started.elapsed();
                         true
@@ -188,21 +195,12 @@ impl Bed {
         Error::NotReady { variant: variant.to_owned(), reason, log }
     }
 
-    pub fn client(&self) -> &PodHandle {
-        self.lab.pod("client")
-    }
-
-    pub fn mouse(&self) -> &PodHandle {
-        self.lab.pod("mouse")
-    }
-
-    /// Where a client connects to for a port of a server.
-    pub fn to(&self, place: Place, port: u16) -> SocketAddr {
+    fn server(&self, place: Place) -> Server {
         match (place, self.relayed) {
-            (Place::Near, false) => SocketAddr::new(self.lab.pod("near").ipv4(), port),
-            (Place::Far, false) => SocketAddr::new(self.lab.pod("far").ipv4(), port),
-            (Place::Near, true) => SocketAddr::new(self.node_address("a"), port + NEAR),
-            (Place::Far, true) => SocketAddr::new(self.node_address("a"), port),
+            (Place::Near, false) => Server { address: self.lab.pod("near").ipv4(), shift: 0 },
+            (Place::Far, false) => Server { address: self.lab.pod("far").ipv4(), shift: 0 },
+            (Place::Near, true) => Server { address: self.node_address("a"), shift: NEAR },
+            (Place::Far, true) => Server { address: self.node_address("a"), shift: 0 },
         }
     }
 
@@ -211,10 +209,24 @@ impl Bed {
         node_addresses(number).0.into()
     }
 
-    /// The proxies and their nodes' agents, which make sockets for them; nothing where nobody is between the pods.
-    pub fn proxies(&self) -> Vec<i32> {
+    fn ends(&self) -> Ends {
         let nodes = NODES.into_iter().map(|node| self.lab.node(node));
-        let each = nodes.flat_map(|node| [node.proxy(), node.agent()]);
-        each.flatten().map(|process| process.pid()).collect()
+        let proxies = nodes.flat_map(|node| [node.proxy(), node.agent()]);
+        Ends {
+            client: self.lab.pod("client").netns(),
+            mouse: Some(self.lab.pod("mouse").netns()),
+            far: self.server(Place::Far),
+            near: Some(self.server(Place::Near)),
+            // Its pods forget closed connections.
+            new_connections: vec![HTTP],
+            proxies: proxies.flatten().map(|process| process.pid()).collect(),
+            first_connection: Some(self.first_connection),
+        }
+    }
+}
+
+impl Bed for LabBed {
+    fn run(&self, scenario: &Scenario, time: Duration) -> io::Result<Outcome> {
+        scenario.run(&self.ends(), time)
     }
 }

@@ -3,6 +3,7 @@
 //! fails without one. Steps follow each other; the first that fails ends it.
 
 mod apps;
+mod benchmark;
 mod kubectl;
 mod load;
 mod wire;
@@ -31,7 +32,7 @@ struct Story {
 
 fn main() {
     assert!(std::env::var_os("KUBECONFIG").is_some(), "KUBECONFIG must name a cluster (README)");
-    let steps: [Step; 15] = [
+    let steps: [Step; 16] = [
         ("the manifests of `ztunnelctl install` are those of kustomize", manifests),
         ("the installation is ready", installed),
         ("unmeshed pods talk in plaintext", unmeshed),
@@ -43,6 +44,7 @@ fn main() {
         ("rules that are deleted in a pod are back in less than a second", repaired),
         ("pods roll under load", rolled),
         ("bulk passes", bulk),
+        ("the benchmark measures with and without the mesh", |_| benchmark::run()),
         ("the proxies roll under load", proxies_rolled),
         ("a node is cut off and booted", booted),
         ("an unlabelled namespace: pods leave, connections go on", left),

@@ -1,11 +1,12 @@
 //! Workers: who is carried where, how many there are while the CPUs change, and what happens when memory is short.
 
-use std::io::{self, Read, Write};
+use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
+use ztunnel_lab::traffic::echoes;
 use ztunnel_lab::{Lab, Mesh, traffic, wait_until};
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -26,11 +27,6 @@ fn open(lab: &Lab, from: &str) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-fn echoes(stream: &mut TcpStream) -> io::Result<()> {
-    stream.write_all(b"x")?;
-    stream.read_exact(&mut [0])
-}
-
 /// What the workers of a node carry, by worker.
 fn carried(lab: &Lab, node: &str) -> Vec<f64> {
     let metrics = lab.node(node).metrics();
@@ -44,8 +40,7 @@ fn workers(lab: &Lab, node: &str) -> f64 {
 /// Lets the thread that looks at the CPUs see these.
 fn allow(lab: &Lab, node: &str, cpus: &CpuSet) {
     let pid = lab.node(node).proxy().expect("it runs").pid();
-    let pid = Pid::from_raw(i32::try_from(pid).expect("a process id"));
-    sched_setaffinity(pid, cpus).expect("CPUs that there are");
+    sched_setaffinity(Pid::from_raw(pid), cpus).expect("CPUs that there are");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use serde_json::Value;
 use tracing_subscriber::filter::Targets;
 
 use super::quantity::{self, Workers};
-use super::{Mistake, SameNode, Secret};
+use super::{MemoryRule, Mistake, SameNode, Secret};
 
 /// The variables of a process, or of a test.
 #[derive(Clone, Debug, Default)]
@@ -81,8 +81,7 @@ pub(super) struct Raw {
     pub(super) cpu_limit: Option<usize>,
     pub(super) resource_cpu_limit: Option<usize>,
     pub(super) resource_cpu_request: Option<usize>,
-    pub(super) memory_budget: Option<u64>,
-    pub(super) pod_memory_budget: Option<u64>,
+    pub(super) memory: MemoryRule,
     pub(super) local_congestion: Option<String>,
     pub(super) rust_log: Option<String>,
     pub(super) json_log: Option<bool>,
@@ -129,11 +128,7 @@ impl Raw {
             local_xds_path: from.non_empty("LOCAL_XDS_PATH").map(PathBuf::from),
             local_xds: from.non_empty("LOCAL_XDS"),
             enable_orig_src: from.boolean("ENABLE_ORIG_SRC"),
-            same_node: from.parsed("SAME_NODE", "mtls or plain", |text| match text {
-                "mtls" => Some(SameNode::Mtls),
-                "plain" => Some(SameNode::Plain),
-                _ => None,
-            }),
+            same_node: from.same_node("SAME_NODE"),
             keepalive_enabled: from.boolean("KEEPALIVE_ENABLED"),
             keepalive_time: from.duration("KEEPALIVE_TIME"),
             keepalive_interval: from.duration("KEEPALIVE_INTERVAL"),
@@ -159,18 +154,8 @@ impl Raw {
             }),
             resource_cpu_limit: from.cpus("ZTUNNEL_RESOURCE_CPU_LIMIT"),
             resource_cpu_request: from.cpus("ZTUNNEL_RESOURCE_CPU_REQUEST"),
-            memory_budget: from.bytes("MEMORY_BUDGET"),
-            pod_memory_budget: from.bytes("POD_MEMORY_BUDGET"),
-            local_congestion: from.parsed(
-                "LOCAL_CONGESTION_CONTROL",
-                "the name of a congestion control such as cubic",
-                |text| {
-                    // TCP_CA_NAME_MAX with its final zero (linux/tcp.h).
-                    let fits =
-                        (1..16).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
-                    fits.then(|| text.to_owned())
-                },
-            ),
+            memory: MemoryRule { process: from.bytes("MEMORY_BUDGET"), pod: from.bytes("POD_MEMORY_BUDGET") },
+            local_congestion: from.congestion("LOCAL_CONGESTION_CONTROL"),
             rust_log: from.parsed("RUST_LOG", "a list of LEVEL and SCOPE=LEVEL", |text| {
                 text.parse::<Targets>().ok().map(|_| text.to_owned())
             }),
@@ -250,6 +235,22 @@ impl Reader<'_> {
 
     fn bytes(&mut self, name: &str) -> Option<u64> {
         self.parsed(name, "bytes such as 400Mi or 1G, 0 for no bound", quantity::bytes)
+    }
+
+    fn congestion(&mut self, name: &str) -> Option<String> {
+        self.parsed(name, "the name of a congestion control such as cubic", |text| {
+            // TCP_CA_NAME_MAX without its final zero (linux/tcp.h).
+            let fits = (1..16).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
+            fits.then(|| text.to_owned())
+        })
+    }
+
+    fn same_node(&mut self, name: &str) -> Option<SameNode> {
+        self.parsed(name, "mtls or plain", |text| match text {
+            "mtls" => Some(SameNode::Mtls),
+            "plain" => Some(SameNode::Plain),
+            _ => None,
+        })
     }
 
     /// Variables whose names begin with a prefix, which the answer leaves out.

@@ -8,8 +8,8 @@ use super::mesh::ProxyConfig;
 use super::raw::Raw;
 use super::workers::WorkerRule;
 use super::{
-    Admin, Config, Drain, Hbone, Host, Identity, Keepalive, MemoryRule, Mistake, Node, RootSource, Secret,
-    Sockets, StaticSource, Telemetry, TokenSource, Xds, XdsNode,
+    Admin, Config, Drain, Hbone, Host, Identity, Keepalive, Mistake, Node, RootSource, Secret, Sockets,
+    StaticSource, Telemetry, TokenSource, Xds, XdsNode,
 };
 
 const ROOT_FILE: &str = "./var/run/secrets/istio/root-cert.pem";
@@ -47,7 +47,7 @@ pub(super) fn resolve(
         },
         workers: worker_rule.at_start(),
         worker_rule,
-        memory: MemoryRule { process: raw.memory_budget, pod: raw.pod_memory_budget },
+        memory: raw.memory,
         node: Node {
             name: raw.node_name.clone(),
             network: raw.network.clone().unwrap_or_default(),

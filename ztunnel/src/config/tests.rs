@@ -237,6 +237,8 @@ fn every_mistake_is_named_at_once() {
             ("POOL_UNUSED_RELEASE_TIMEOUT", "0"),
             ("HTTP2_FRAME_SIZE", "1"),
             ("SAME_NODE", "maybe"),
+            ("MEMORY_BUDGET", "half"),
+            ("LOCAL_CONGESTION_CONTROL", "much too long a name"),
             ("ZTUNNEL_WORKER_THREADS", "200%"),
             ("RUST_LOG", "a=b=c"),
             ("LOG_FORMAT", "xml"),
@@ -260,6 +262,8 @@ fn every_mistake_is_named_at_once() {
         "POOL_UNUSED_RELEASE_TIMEOUT=\"0\": expected a duration above zero such as 10s, 5m or 1h30m",
         "ZTUNNEL_WORKER_THREADS=\"200%\": expected a number up to 4096, 0 for all CPUs, or a percentage of them \
          such as 25%",
+        "MEMORY_BUDGET=\"half\": expected bytes such as 400Mi or 1G, 0 for no bound",
+        "LOCAL_CONGESTION_CONTROL=\"much too long a name\": expected the name of a congestion control such as cubic",
         "RUST_LOG=\"a=b=c\": expected a list of LEVEL and SCOPE=LEVEL",
         "LOG_FORMAT=\"xml\": expected plain or json",
         "LOCAL_XDS_PATH=\"/x\": expected to be the only one of LOCAL_XDS_PATH and LOCAL_XDS",

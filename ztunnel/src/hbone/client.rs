@@ -69,11 +69,20 @@ pub struct Tunnel {
 
 /// How busy a tunnel is.
 struct Load {
+    /// Bytes in either direction.
+    moved: Rc<Cell<u64>>,
+    /// When that was looked at last, what it was, and whether it had been bulk.
+    seen: Cell<(tokio::time::Instant, u64, bool)>,
     streams: Cell<usize>,
     closed: Cell<bool>,
     revoked: RefCell<Option<Revoked>>,
     idle_since: Cell<Option<tokio::time::Instant>>,
 }
+
+/// Bytes per second from which on a tunnel carries bulk: what small requests and answers do not come to.
+const BULK: f64 = (32 << 20) as f64;
+/// Over at least so long.
+const WINDOW: Duration = Duration::from_millis(100);
 
 /// What a CONNECT was answered with.
 pub struct Connected {
@@ -97,6 +106,7 @@ impl Tunnel {
         let valid_until = tls.valid_until();
         let tracked = tls.tracked().cloned();
         let (io, flusher) = gather(tls);
+        let moved = io.moved();
         let handshake = h2::client::Builder::new()
             .initial_window_size(settings.stream_window)
             .initial_connection_window_size(settings.connection_window)
@@ -110,6 +120,8 @@ impl Tunnel {
             .await
             .map_err(|_| Error::HandshakeTimeout)??;
         let load = Rc::new(Load {
+            moved,
+            seen: Cell::new((tokio::time::Instant::now(), 0, false)),
             streams: Cell::new(0),
             closed: Cell::new(false),
             revoked: RefCell::new(None),
@@ -165,6 +177,18 @@ impl Tunnel {
         self.load.closed.get()
     }
 
+    /// Whether a stream of it moves so much that another one would wait behind that: in one TCP connection bytes have one order.
+    pub(super) fn is_bulk(&self) -> bool {
+        let (since, before, bulk) = self.load.seen.get();
+        let (now, moved) = (tokio::time::Instant::now(), self.load.moved.get());
+        if now - since < WINDOW {
+            return bulk;
+        }
+        let bulk = (moved - before) as f64 / (now - since).as_secs_f64() >= BULK;
+        self.load.seen.set((now, moved, bulk));
+        bulk
+    }
+
     /// How long the tunnel has had no stream.
     pub(super) fn idle_for(&self) -> Option<Duration> {
         self.load.idle_since.get().map(|since| since.elapsed())
@@ -179,6 +203,16 @@ impl Tunnel {
 }
 
 impl StreamHold {
+    #[cfg(test)]
+    pub(super) fn moved(&self, bytes: u64) {
+        self.tunnel.load.moved.set(self.tunnel.load.moved.get() + bytes);
+    }
+
+    #[cfg(test)]
+    pub(super) fn shares_with(&self, other: &Self) -> bool {
+        Rc::ptr_eq(&self.tunnel, &other.tunnel)
+    }
+
     #[cfg(test)]
     pub(super) fn is_valid(&self) -> bool {
         self.tunnel.is_valid()

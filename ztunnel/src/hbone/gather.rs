@@ -3,7 +3,7 @@
 //! HTTP/2 flushes behind every DATA frame that it does not copy, which would be a system call for each answer of each
 //! stream. So a flush of its is only noted, and the true one comes when the tunnel's task has had its turn.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
@@ -15,14 +15,17 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::tls;
 
 /// The side that HTTP/2 has.
-pub(super) struct Gathering(Rc<RefCell<tls::Stream>>);
+pub(super) struct Gathering {
+    tls: Rc<RefCell<tls::Stream>>,
+    moved: Rc<Cell<u64>>,
+}
 
 /// The side that sends.
 pub(super) struct Flusher(Rc<RefCell<tls::Stream>>);
 
 pub(super) fn gather(tls: tls::Stream) -> (Gathering, Flusher) {
     let shared = Rc::new(RefCell::new(tls));
-    (Gathering(shared.clone()), Flusher(shared))
+    (Gathering { tls: shared.clone(), moved: Rc::default() }, Flusher(shared))
 }
 
 impl Flusher {
@@ -40,8 +43,25 @@ impl Flusher {
 }
 
 impl Gathering {
-    fn with<T>(self: Pin<&mut Self>, work: impl FnOnce(Pin<&mut tls::Stream>) -> T) -> T {
-        work(Pin::new(&mut *self.0.borrow_mut()))
+    /// Bytes in either direction; counted on while HTTP/2 has this.
+    pub(super) fn moved(&self) -> Rc<Cell<u64>> {
+        self.moved.clone()
+    }
+
+    fn count(&self, bytes: usize) {
+        self.moved.set(self.moved.get() + bytes as u64);
+    }
+
+    /// What was written, counted.
+    fn write(
+        &self,
+        work: impl FnOnce(Pin<&mut tls::Stream>) -> Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        let written = work(Pin::new(&mut *self.tls.borrow_mut()));
+        if let Poll::Ready(Ok(count)) = written {
+            self.count(count);
+        }
+        written
     }
 }
 
@@ -51,13 +71,16 @@ impl AsyncRead for Gathering {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.with(|tls| tls.poll_read(context, buffer))
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut *self.tls.borrow_mut()).poll_read(context, buffer);
+        self.count(buffer.filled().len() - before);
+        polled
     }
 }
 
 impl AsyncWrite for Gathering {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.with(|tls| tls.poll_write(context, bytes))
+        self.write(|tls| tls.poll_write(context, bytes))
     }
 
     fn poll_write_vectored(
@@ -65,11 +88,11 @@ impl AsyncWrite for Gathering {
         context: &mut Context<'_>,
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.with(|tls| tls.poll_write_vectored(context, pieces))
+        self.write(|tls| tls.poll_write_vectored(context, pieces))
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.0.borrow().is_write_vectored()
+        self.tls.borrow().is_write_vectored()
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -77,7 +100,7 @@ impl AsyncWrite for Gathering {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.with(|tls| tls.poll_shutdown(context))
+        Pin::new(&mut *self.tls.borrow_mut()).poll_shutdown(context)
     }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! Keyed by what a tunnel stands for, never by a hash of it. For each key at most one dial is in flight; everybody who
 //! needs a tunnel meanwhile waits for it and shares its outcome, failure included. Nothing is locked while it runs.
+//!
+//! Tunnels of one key are filled one after the other, but for those that carry bulk: these take in nobody while another can.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -21,6 +23,16 @@ use crate::tls;
 
 /// Each new tunnel takes in some waiters; who is still waiting after this many has a peer that takes in nobody.
 const MOST_TUNNELS_WAITED_FOR: usize = 128;
+
+/// Tunnels that are made for one key so that streams need not wait behind bulk.
+const MOST_APART: usize = 4;
+
+/// What a stream may share a tunnel with.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Beside {
+    NoBulk,
+    Anything,
+}
 
 /// What makes two streams able to share a tunnel. The source identity is the pod's, and the pool is the pod's.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -67,20 +79,31 @@ impl<D: 'static> Pool<D> {
         T: Future<Output = Result<tls::Stream, D>> + 'static,
     {
         for _ in 0..MOST_TUNNELS_WAITED_FOR {
-            if let Some(hold) = self.place(key) {
+            if let Some(hold) = self.place(key, Beside::NoBulk) {
                 return Ok(hold);
             }
-            self.join_or_dial(key, &dial).await?;
+            if let Err(error) = self.join_or_dial(key, &dial).await {
+                // Behind bulk is better than nowhere.
+                return self.place(key, Beside::Anything).ok_or(error);
+            }
         }
         Err(Rc::new(Error::Http2(client::Error::NoRoom)))
     }
 
-    fn place(&self, key: &Key) -> Option<StreamHold> {
+    fn place(&self, key: &Key, beside: Beside) -> Option<StreamHold> {
         let mut entries = self.entries.borrow_mut();
         let entry = entries.get_mut(key)?;
         entry.tunnels.retain(|tunnel| !tunnel.is_closed() && tunnel.is_valid());
-        let tunnel = entry.tunnels.iter().find(|tunnel| tunnel.has_room(self.settings.max_streams))?;
-        Some(tunnel.hold())
+        let mut roomy = entry.tunnels.iter().filter(|tunnel| tunnel.has_room(self.settings.max_streams));
+        let first = roomy.next()?;
+        if !first.is_bulk() {
+            return Some(first.hold());
+        }
+        match roomy.find(|tunnel| !tunnel.is_bulk()) {
+            Some(quiet) => Some(quiet.hold()),
+            None if beside == Beside::NoBulk && entry.tunnels.len() < MOST_APART => None,
+            None => Some(first.hold()),
+        }
     }
 
     fn join_or_dial<F, T>(self: &Rc<Self>, key: &Key, dial: &F) -> Dial<D>

@@ -146,6 +146,61 @@ fn a_caller_that_gives_up_strands_nobody() {
     });
 }
 
+/// A stream for which something holds; others are asked for until then.
+async fn once(bed: &Bed, holds: impl Fn(&StreamHold) -> bool) -> StreamHold {
+    let asked = async {
+        loop {
+            let stream = bed.stream().await.expect("room");
+            if holds(&stream) {
+                return stream;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), asked).await.expect("it holds within 10 s")
+}
+
+#[test]
+fn nobody_joins_a_tunnel_that_carries_bulk() {
+    local(async {
+        let bed = Bed::new(100, later()).await;
+        let bulk = bed.stream().await.expect("a tunnel");
+        let early = bed.stream().await.expect("room in it");
+        assert!(early.shares_with(&bulk));
+        let beside = once(&bed, |stream| {
+            bulk.moved(1 << 30);
+            !stream.shares_with(&bulk)
+        });
+        let beside = beside.await;
+        assert!(bed.stream().await.expect("room").shares_with(&beside));
+        assert_eq!(bed.dials.get(), 2);
+        // Once it is over, tunnels are filled one after the other again.
+        once(&bed, |stream| stream.shares_with(&bulk)).await;
+    });
+}
+
+#[test]
+fn where_no_other_tunnel_can_be_had_a_stream_goes_beside_bulk() {
+    local(async {
+        let bed = Bed::new(100, later()).await;
+        let bulk = bed.stream().await.expect("a tunnel");
+        let refused = Cell::new(0);
+        let asked = async {
+            while refused.get() == 0 {
+                bulk.moved(1 << 30);
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                let refuse = || {
+                    refused.set(refused.get() + 1);
+                    async { Err("refused") }
+                };
+                let stream = bed.pool.stream(&bed.key, refuse).await;
+                assert!(stream.expect("room beside it").shares_with(&bulk));
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), asked).await.expect("it is bulk within 10 s");
+    });
+}
+
 #[test]
 fn a_tunnel_takes_no_stream_beyond_its_certificate() {
     local(async {

@@ -21,7 +21,7 @@ use crate::config::{self, Config};
 use crate::identity;
 use crate::io::load::Loads;
 use crate::io::worker::Workers;
-use crate::io::{priority, privileges};
+use crate::io::{backend, priority, privileges};
 use crate::pod;
 use crate::pod::manager::Local;
 use crate::shutdown::{self, Drain};
@@ -112,8 +112,10 @@ async fn control(config: Config, log: Log) -> Result<(), Error> {
     let shown = identities.clone();
     metrics.show_certificates(move || certificate_facts(&shown));
 
+    let io = backend::choose(config.io_backend);
+    metrics.show_io_backend(io.backend.as_str());
     let loads = Arc::new(Loads::new(config.workers, config.worker_rule.most()));
-    let workers = Arc::new(Workers::start(loads, |_| Local::default())?);
+    let workers = Arc::new(Workers::start(loads, io.backend, |_| Local::default())?);
     metrics.workers.set(i64::try_from(workers.count()).unwrap_or(i64::MAX));
     priority::yield_to_workers();
     let shared = Arc::new(settings::shared(&config, &feeds, metrics.clone(), drain.clone()));
@@ -135,7 +137,7 @@ async fn control(config: Config, log: Log) -> Result<(), Error> {
         pods.run().await;
     });
 
-    let dump = Arc::new(dump::dump(&config, &feeds, identities, view));
+    let dump = Arc::new(dump::dump(&config, io, &feeds, identities, view));
     let sources =
         admin::Sources { dump, metrics, levels: log.levels.clone(), readiness, drain: drain.clone() };
     let serving = tokio::task::spawn_local(listeners.serve(sources, stop.clone()));

@@ -8,15 +8,32 @@ use std::time::Duration;
 use ztunnel_lab::traffic::accept;
 use ztunnel_lab::{Lab, Mesh, traffic, wait_until};
 
+#[macro_use]
+mod backend;
+
 const DEADLINE: Duration = Duration::from_secs(20);
 const PORT: u16 = 7000;
 const TUNNEL: &str = "dst.hbone_addr=";
 
+on_both_backends! {
+    mesh(), &[("SAME_NODE", "plain")],
+    both_ends_prove_count_and_log_who_they_are,
+    bytes_arrive_unharmed_and_resets_are_carried,
+    policy_decides_by_identity_and_ends_what_it_no_longer_allows,
+}
+
+fn mesh() -> Mesh {
+    Mesh::new().pod("node1", "front/web").pod("node1", "front/other").pod("node1", "shop/cart")
+}
+
 fn lab(environment: &[(&str, &str)]) -> Lab {
-    let pods = Mesh::new().pod("node1", "front/web").pod("node1", "front/other").pod("node1", "shop/cart");
-    let lab = Lab::for_test(&pods, environment);
-    traffic::serve(lab.pod("cart"), PORT, traffic::echo).expect("a free port");
+    let lab = Lab::for_test(&mesh(), environment);
+    serve(&lab);
     lab
+}
+
+fn serve(lab: &Lab) {
+    traffic::serve(lab.pod("cart"), PORT, traffic::echo).expect("a free port");
 }
 
 fn plain() -> Lab {
@@ -61,9 +78,8 @@ fn unless_it_is_asked_for_neighbours_talk_through_a_tunnel() {
     assert_eq!(counted(&lab, "istio_tcp_connections_opened_total", "source", "mutual_tls"), 1.0);
 }
 
-#[test]
-fn both_ends_prove_count_and_log_who_they_are() {
-    let lab = plain();
+fn both_ends_prove_count_and_log_who_they_are(lab: &mut Lab) {
+    let lab = &*lab;
     let (client, pod) = (lab.pod("web"), lab.pod("cart"));
     for (from, ip, port) in [(client.ipv4(), pod.ipv4(), 7100), (client.ipv6(), pod.ipv6(), 7101)] {
         let listener = pod.listen(port).expect("a free port");
@@ -82,21 +98,19 @@ fn both_ends_prove_count_and_log_who_they_are() {
         assert_eq!(said, b"a reply of 22 bytes ..");
     }
     for reporter in ["source", "destination"] {
-        let closed = || counted(&lab, "istio_tcp_connections_closed_total", reporter, "same_node") == 2.0;
+        let closed = || counted(lab, "istio_tcp_connections_closed_total", reporter, "same_node") == 2.0;
         assert!(wait_until(DEADLINE, closed), "{}", lab.node("node1").metrics().0);
-        assert_eq!(counted(&lab, "istio_tcp_received_bytes_total", reporter, "same_node"), 22.0);
-        assert_eq!(counted(&lab, "istio_tcp_sent_bytes_total", reporter, "same_node"), 44.0);
+        assert_eq!(counted(lab, "istio_tcp_received_bytes_total", reporter, "same_node"), 22.0);
+        assert_eq!(counted(lab, "istio_tcp_sent_bytes_total", reporter, "same_node"), 44.0);
     }
     let (web, cart) = ("spiffe://cluster.local/ns/front/sa/web", "spiffe://cluster.local/ns/shop/sa/cart");
     for direction in ["direction=\"inbound\"", "direction=\"outbound\""] {
-        assert!(logged(&lab, &["connection complete", direction, web, cart]));
+        assert!(logged(lab, &["connection complete", direction, web, cart]));
     }
     assert!(!lab.node("node1").log().contains(TUNNEL), "{}", lab.node("node1").log());
 }
 
-#[test]
-fn bytes_arrive_unharmed_and_resets_are_carried() {
-    let lab = plain();
+fn bytes_arrive_unharmed_and_resets_are_carried(lab: &mut Lab) {
     let to = SocketAddr::new(lab.pod("cart").ipv4(), 7001);
     traffic::serve(lab.pod("cart"), 7001, traffic::sink).expect("a free port");
     for length in [0, 1, 300_000_000] {
@@ -117,10 +131,9 @@ fn bytes_arrive_unharmed_and_resets_are_carried() {
     assert!(traffic::request(lab.pod("web"), nobody, b"x").is_err(), "nobody listens there");
 }
 
-#[test]
-fn policy_decides_by_identity_and_ends_what_it_no_longer_allows() {
-    let mut lab = plain();
-    let (cut, mut kept) = (open(&lab, "web"), open(&lab, "other"));
+fn policy_decides_by_identity_and_ends_what_it_no_longer_allows(lab: &mut Lab) {
+    serve(lab);
+    let (cut, mut kept) = (open(lab, "web"), open(lab, "other"));
     let policy = "
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
@@ -136,11 +149,11 @@ spec: {mtls: {mode: STRICT}}
 ";
     lab.edit("policy.yaml", policy);
     assert!(ends(cut), "what is no longer allowed ends");
-    assert!(logged(&lab, &["direction=\"inbound\"", "connection closed due to policy change"]));
+    assert!(logged(lab, &["direction=\"inbound\"", "connection closed due to policy change"]));
     traffic::echoes(&mut kept).expect("what is allowed goes on: strict takes a proven identity");
-    assert!(traffic::request(lab.pod("web"), cart(&lab), b"x").is_err());
-    assert!(logged(&lab, &["direction=\"outbound\"", "401 Unauthorized"]));
-    assert!(traffic::request(lab.pod("other"), cart(&lab), b"x").is_ok());
+    assert!(traffic::request(lab.pod("web"), cart(lab), b"x").is_err());
+    assert!(logged(lab, &["direction=\"outbound\"", "401 Unauthorized"]));
+    assert!(traffic::request(lab.pod("other"), cart(lab), b"x").is_ok());
 }
 
 #[test]

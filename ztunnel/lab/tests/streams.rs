@@ -1,4 +1,4 @@
-//! What an application may expect of a TCP connection, also when it is a stream in a tunnel.
+//! What an application may expect of a TCP connection, also when it is a stream in a tunnel. By either backend.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -7,7 +7,24 @@ use std::time::Duration;
 use ztunnel_lab::traffic::accept;
 use ztunnel_lab::{Lab, Mesh, traffic, wait_until};
 
+#[macro_use]
+mod backend;
+
 const DEADLINE: Duration = Duration::from_secs(20);
+
+on_both_backends! {
+    mesh(), &[],
+    every_way_between_pods_keeps_the_callers_address_and_is_counted,
+    a_service_spreads_and_survives_a_dead_endpoint,
+    the_server_may_speak_first_and_each_direction_ends_by_itself,
+    both_ends_log_one_trace,
+    resets_are_carried_both_ways,
+    a_reset_after_a_half_close_is_carried_although_the_other_side_is_silent,
+    one_byte_and_a_hundred_megabytes_arrive_unharmed,
+    two_thousand_connections_at_once,
+    a_pod_that_calls_itself_is_left_alone_and_cannot_loop,
+}
+
 fn mesh() -> Mesh {
     let service = "
 apiVersion: v1
@@ -49,9 +66,7 @@ fn reset(stream: TcpStream) {
     drop(stream);
 }
 
-#[test]
-fn every_way_between_pods_keeps_the_callers_address_and_is_counted() {
-    let lab = Lab::for_test(&mesh(), &[]);
+fn every_way_between_pods_keeps_the_callers_address_and_is_counted(lab: &mut Lab) {
     for (index, (to, mutual_tls)) in
         [("server", true), ("near", true), ("outside", false)].into_iter().enumerate()
     {
@@ -84,9 +99,7 @@ fn every_way_between_pods_keeps_the_callers_address_and_is_counted() {
     assert_eq!(lab.node("node2").metrics().sum("istio_tcp_received_bytes_total", &labels), 22.0);
 }
 
-#[test]
-fn a_service_spreads_and_survives_a_dead_endpoint() {
-    let lab = Lab::for_test(&mesh(), &[]);
+fn a_service_spreads_and_survives_a_dead_endpoint(lab: &mut Lab) {
     let first = lab.pod("server");
     traffic::serve(first, 7000, |mut stream| stream.write_all(b"1")).expect("a free port");
     let ask = |vip: &str| {
@@ -106,10 +119,8 @@ fn a_service_spreads_and_survives_a_dead_endpoint() {
     assert_eq!(seen.len(), 2, "both endpoints serve");
 }
 
-#[test]
-fn the_server_may_speak_first_and_each_direction_ends_by_itself() {
-    let lab = Lab::for_test(&mesh(), &[]);
-    let (mut client, mut server) = pair(&lab, "client", "server", 7000);
+fn the_server_may_speak_first_and_each_direction_ends_by_itself(lab: &mut Lab) {
+    let (mut client, mut server) = pair(lab, "client", "server", 7000);
     server.write_all(b"220 ready").expect("sent");
     let mut greeting = [0; 9];
     client.read_exact(&mut greeting).expect("the server's first words");
@@ -124,10 +135,8 @@ fn the_server_may_speak_first_and_each_direction_ends_by_itself() {
     sender.join().expect("no panic").expect("all sent");
 }
 
-#[test]
-fn both_ends_log_one_trace() {
-    let lab = Lab::for_test(&mesh(), &[]);
-    let (client, server) = pair(&lab, "client", "server", 7700);
+fn both_ends_log_one_trace(lab: &mut Lab) {
+    let (client, server) = pair(lab, "client", "server", 7700);
     drop((client, server));
     let trace = |node: &str, direction: &str| {
         let log = lab.node(node).log();
@@ -147,27 +156,23 @@ fn both_ends_log_one_trace() {
     assert_eq!(here.map(|id| id.len()), Some(32));
 }
 
-#[test]
-fn resets_are_carried_both_ways() {
-    let lab = Lab::for_test(&mesh(), &[]);
+fn resets_are_carried_both_ways(lab: &mut Lab) {
     for (port, to) in [(7000, "server"), (7001, "outside")] {
-        let (client, mut server) = pair(&lab, "client", to, port);
+        let (client, mut server) = pair(lab, "client", to, port);
         reset(client);
         let error = server.read(&mut [0]).expect_err("a reset is no clean end");
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "client resets, {to}");
-        let (mut client, server) = pair(&lab, "client", to, port + 10);
+        let (mut client, server) = pair(lab, "client", to, port + 10);
         reset(server);
         let error = client.read(&mut [0]).expect_err("a reset is no clean end");
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "server resets, {to}");
     }
 }
 
-#[test]
-fn a_reset_after_a_half_close_is_carried_although_the_other_side_is_silent() {
-    let lab = Lab::for_test(&mesh(), &[]);
+fn a_reset_after_a_half_close_is_carried_although_the_other_side_is_silent(lab: &mut Lab) {
     for (port, to) in [(7000, "server"), (7001, "outside")] {
         for port in [port, port + 10] {
-            let (client, server) = pair(&lab, "client", to, port);
+            let (client, server) = pair(lab, "client", to, port);
             let (first, mut other) = if port < 7010 { (client, server) } else { (server, client) };
             first.shutdown(Shutdown::Write).expect("half-closed");
             assert!(read_all(&mut other).expect("a clean end").is_empty());
@@ -179,9 +184,7 @@ fn a_reset_after_a_half_close_is_carried_although_the_other_side_is_silent() {
     }
 }
 
-#[test]
-fn one_byte_and_a_hundred_megabytes_arrive_unharmed() {
-    let lab = Lab::for_test(&mesh(), &[]);
+fn one_byte_and_a_hundred_megabytes_arrive_unharmed(lab: &mut Lab) {
     traffic::serve(lab.pod("server"), 7000, traffic::sink).expect("a free port");
     let to = SocketAddr::new(lab.pod("server").ipv4(), 7000);
     for length in [0, 1, 100_000_000] {
@@ -190,9 +193,7 @@ fn one_byte_and_a_hundred_megabytes_arrive_unharmed() {
     }
 }
 
-#[test]
-fn two_thousand_connections_at_once() {
-    let lab = Lab::for_test(&mesh(), &[]);
+fn two_thousand_connections_at_once(lab: &mut Lab) {
     traffic::serve(lab.pod("server"), 7000, traffic::echo).expect("a free port");
     let to = SocketAddr::new(lab.pod("server").ipv4(), 7000);
     let threads: Vec<_> = (0..20)
@@ -213,10 +214,8 @@ fn two_thousand_connections_at_once() {
     assert!(wait_until(DEADLINE, || live() == 0), "{} connections are still listed", live());
 }
 
-#[test]
-fn a_pod_that_calls_itself_is_left_alone_and_cannot_loop() {
-    let lab = Lab::for_test(&mesh(), &[]);
-    let (mut client, mut server) = pair(&lab, "server", "server", 7000);
+fn a_pod_that_calls_itself_is_left_alone_and_cannot_loop(lab: &mut Lab) {
+    let (mut client, mut server) = pair(lab, "server", "server", 7000);
     client.write_all(b"x").expect("sent");
     server.read_exact(&mut [0]).expect("received");
     let own = SocketAddr::new(lab.pod("server").ipv4(), redirect::PLAINTEXT_PORT);

@@ -15,11 +15,18 @@ use super::feeds::Feeds;
 use crate::admin::{self, Dump};
 use crate::config::Config;
 use crate::identity;
+use crate::io::backend::Choice;
 use crate::pod::View;
 use crate::state::{self, Reader};
 
 /// The keys of interop.md section 11.5.
-pub(super) fn dump(config: &Config, feeds: &Feeds, identities: identity::Handle, view: View) -> Dump {
+pub(super) fn dump(
+    config: &Config,
+    io: Choice,
+    feeds: &Feeds,
+    identities: identity::Handle,
+    view: View,
+) -> Dump {
     let (reader, applied, discovery) = (feeds.reader.clone(), feeds.applied.clone(), feeds.discovery.clone());
     let (workloads, services, policies, staged) = (reader.clone(), reader.clone(), reader.clone(), reader);
     let shown = json!(config);
@@ -41,6 +48,7 @@ pub(super) fn dump(config: &Config, feeds: &Feeds, identities: identity::Handle,
         .part("staticConfig", move || static_dump(&applied.load()))
         .part("version", admin::version)
         .part("config", move || shown.clone())
+        .part("io", move || json!(io))
         .part("certificates", move || json!(identities.certificates()))
         .part("workloadState", move || view.dump())
         .part("discovery", move || discovery.as_ref().map_or(Value::Null, discovery_view))

@@ -37,6 +37,7 @@ pub struct Config {
     #[serde(skip)]
     pub worker_rule: WorkerRule,
     pub memory: MemoryRule,
+    pub io_backend: IoBackend,
     pub node: Node,
     pub hbone: Hbone,
     pub sockets: Sockets,
@@ -107,6 +108,17 @@ pub struct Sockets {
     pub same_node: SameNode,
     /// Congestion control between an application and this proxy.
     pub local_congestion: Option<String>,
+}
+
+/// By what applications' sockets are read and written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IoBackend {
+    /// What was measured to be the better one (`io::backend`).
+    #[default]
+    Auto,
+    Epoll,
+    Uring,
 }
 
 /// How a connection goes whose two ends are pods of this node.

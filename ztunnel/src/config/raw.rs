@@ -10,7 +10,7 @@ use serde_json::Value;
 use tracing_subscriber::filter::Targets;
 
 use super::quantity::{self, Workers};
-use super::{MemoryRule, Mistake, SameNode, Secret};
+use super::{IoBackend, MemoryRule, Mistake, SameNode, Secret};
 
 /// The variables of a process, or of a test.
 #[derive(Clone, Debug, Default)]
@@ -77,6 +77,7 @@ pub(super) struct Raw {
     pub(super) grace_period: Option<Duration>,
     pub(super) response_baggage: Option<bool>,
     pub(super) policy_info: Option<bool>,
+    pub(super) io_backend: Option<IoBackend>,
     pub(super) worker_threads: Option<Workers>,
     pub(super) cpu_limit: Option<usize>,
     pub(super) resource_cpu_limit: Option<usize>,
@@ -144,6 +145,12 @@ impl Raw {
             grace_period: from.duration("TERMINATION_GRACE_PERIOD_SECONDS"),
             response_baggage: from.boolean("ENABLE_RESPONSE_BAGGAGE"),
             policy_info: from.boolean("AUTHZ_POLICY_INFO_LOGGING"),
+            io_backend: from.parsed("IO_BACKEND", "auto, epoll or uring", |text| match text {
+                "auto" => Some(IoBackend::Auto),
+                "epoll" => Some(IoBackend::Epoll),
+                "uring" => Some(IoBackend::Uring),
+                _ => None,
+            }),
             worker_threads: from.parsed(
                 "ZTUNNEL_WORKER_THREADS",
                 "a number up to 4096, 0 for all CPUs, or a percentage of them such as 25%",

@@ -48,6 +48,7 @@ pub(super) fn resolve(
         workers: worker_rule.at_start(),
         worker_rule,
         memory: raw.memory,
+        io_backend: raw.io_backend.unwrap_or_default(),
         node: Node {
             name: raw.node_name.clone(),
             network: raw.network.clone().unwrap_or_default(),

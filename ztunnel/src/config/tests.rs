@@ -38,6 +38,7 @@ fn defaults() {
         },
         "workers": 4,
         "memory": {"process": null, "pod": null},
+        "ioBackend": "auto",
         "node": {
             "name": null, "network": "", "clusterId": "Kubernetes", "trustDomain": "cluster.local", "ipv6": true,
         },
@@ -77,6 +78,23 @@ fn defaults() {
         "allowPrivileges": false,
     });
     assert_eq!(dump, expected);
+}
+
+#[test]
+fn the_backend_for_sockets() {
+    let backend = |value| ("IO_BACKEND", value);
+    for (pairs, found) in [
+        (vec![], IoBackend::Auto),
+        (vec![backend("auto")], IoBackend::Auto),
+        (vec![backend("epoll")], IoBackend::Epoll),
+        (vec![backend("uring")], IoBackend::Uring),
+    ] {
+        assert_eq!(config(&pairs).io_backend, found, "{pairs:?}");
+    }
+    assert_eq!(
+        mistakes(&[backend("io_uring")], None),
+        ["IO_BACKEND=\"io_uring\": expected auto, epoll or uring"]
+    );
 }
 
 #[test]

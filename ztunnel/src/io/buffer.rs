@@ -17,7 +17,7 @@ use super::turn;
 pub const READ_SIZE: usize = 256 * 1024;
 
 /// Up to here a copy is cheaper than keeping the whole buffer alive for a small piece of it.
-const COPY_UP_TO: usize = 16 * 1024;
+pub(super) const COPY_UP_TO: usize = 16 * 1024;
 
 thread_local! {
     static BUFFER: RefCell<BytesMut> = RefCell::new(BytesMut::new());
@@ -32,6 +32,14 @@ pub struct Read {
     pub rest: Bytes,
 }
 
+impl Read {
+    /// From a buffer that is needed again at once.
+    pub(super) fn copied(bytes: &[u8], offer: impl FnOnce(&[u8]) -> usize) -> Self {
+        let taken = if bytes.is_empty() { 0 } else { offer(bytes) };
+        Self { taken, rest: Bytes::copy_from_slice(&bytes[taken..]) }
+    }
+}
+
 /// What the socket has; nothing at all means the end of the stream. `offer` may take as much of it as it likes.
 ///
 /// Not `try_read`: that asks the kernel a second time after each short read, only to hear that there is nothing.
@@ -44,16 +52,20 @@ pub fn poll_read(
         if buffer.capacity() < COPY_UP_TO {
             buffer.reserve(READ_SIZE);
         }
-        let count = ready!(poll_read_buf(Pin::new(stream), context, buffer))?;
-        turn::spend(count);
-        let taken = if count > 0 { offer(buffer) } else { 0 };
-        if count - taken <= COPY_UP_TO {
-            let rest = Bytes::copy_from_slice(&buffer[taken..]);
-            buffer.clear();
-            return Poll::Ready(Ok(Read { taken, rest }));
-        }
-        Poll::Ready(Ok(Read { taken, rest: buffer.split().freeze().slice(taken..) }))
+        turn::spend(ready!(poll_read_buf(Pin::new(stream), context, buffer))?);
+        Poll::Ready(Ok(hand_out(buffer, offer)))
     })
+}
+
+/// All that the buffer has leaves it.
+pub(super) fn hand_out(buffer: &mut BytesMut, offer: impl FnOnce(&[u8]) -> usize) -> Read {
+    let taken = if buffer.is_empty() { 0 } else { offer(buffer) };
+    if buffer.len() - taken <= COPY_UP_TO {
+        let rest = Bytes::copy_from_slice(&buffer[taken..]);
+        buffer.clear();
+        return Read { taken, rest };
+    }
+    Read { taken, rest: buffer.split().freeze().slice(taken..) }
 }
 
 /// Gives the buffer of this thread back; the next read makes another.

@@ -19,7 +19,9 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use super::slice;
+use tokio::task::coop;
+
+use super::{slice, uring};
 
 /// Bytes of one pod in one round, about: what takes a tenth of a millisecond, also with encryption.
 const QUANTUM: usize = 128 * 1024;
@@ -139,6 +141,7 @@ pub(super) async fn rounds() {
     };
     loop {
         poll_fn(somebody_waits).await;
+        uring::flush();
         // Until the sockets were looked at.
         tokio::task::yield_now().await;
         WORKER.with(|worker| {
@@ -213,6 +216,9 @@ impl<F: Future> Future for Sharing<F> {
             }
             if !account.is_over(worker.round.get()) {
                 account.release_one();
+            }
+            if !coop::has_budget_remaining() {
+                uring::flush();
             }
             slice::turn_over();
             polled

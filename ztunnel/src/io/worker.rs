@@ -9,8 +9,9 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::LocalSet;
 
+use super::backend::Backend;
 use super::load::Loads;
-use super::{memory, share, slice};
+use super::{memory, share, slice, uring};
 
 /// Jobs are control work (pods that come and go, dumps) and connections that another worker accepted, so a short queue is
 /// enough.
@@ -28,6 +29,7 @@ pub struct Workers<S> {
     threads: Mutex<Vec<thread::JoinHandle<()>>>,
     make: Arc<dyn Fn(usize) -> S + Send + Sync>,
     loads: Arc<Loads>,
+    backend: Backend,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -42,12 +44,12 @@ pub enum Error {
 
 impl<S: 'static> Workers<S> {
     /// Starts as many workers as are active; `make` builds the state of each on its own thread.
-    pub fn start<F>(loads: Arc<Loads>, make: F) -> Result<Self, Error>
+    pub fn start<F>(loads: Arc<Loads>, backend: Backend, make: F) -> Result<Self, Error>
     where
         F: Fn(usize) -> S + Send + Sync + 'static,
     {
         let (queues, threads) = (RwLock::default(), Mutex::default());
-        let workers = Self { queues, threads, make: Arc::new(make), loads };
+        let workers = Self { queues, threads, make: Arc::new(make), loads, backend };
         workers.grow(workers.loads.active())?;
         Ok(workers)
     }
@@ -74,11 +76,15 @@ impl<S: 'static> Workers<S> {
     fn one(&self, index: usize) -> std::io::Result<(mpsc::Sender<Job<S>>, thread::JoinHandle<()>)> {
         let (queue, jobs) = mpsc::channel(QUEUED_JOBS);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let (make, loads) = (self.make.clone(), self.loads.clone());
+        let (make, loads, backend) = (self.make.clone(), self.loads.clone(), self.backend);
         let thread = thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
             loads.is_worker(index);
             slice::begin(loads, index);
-            LocalSet::new().block_on(&runtime, visit(Rc::new(make(index)), jobs));
+            let work = async { visit(Rc::new(make(index)), jobs).await };
+            match ring(index, backend) {
+                Some(ring) => ring.block_on(work),
+                None => LocalSet::new().block_on(&runtime, work),
+            }
         })?;
         Ok((queue, thread))
     }
@@ -142,6 +148,12 @@ impl<S: 'static> Workers<S> {
             }
         }
     }
+}
+
+/// Made on the worker's own thread. Where it fails the worker does without: it must not be missing.
+fn ring(index: usize, backend: Backend) -> Option<uring::Runtime> {
+    let made = (backend == Backend::Uring).then(uring::Runtime::new)?;
+    made.inspect_err(|error| tracing::warn!(%error, index, "a worker has no io_uring and uses epoll")).ok()
 }
 
 async fn visit<S>(state: Rc<S>, mut jobs: mpsc::Receiver<Job<S>>) {

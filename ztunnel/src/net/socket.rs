@@ -6,7 +6,6 @@ use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::TcpStream;
 
 /// How dead peers are noticed (interop.md section 1.3, KEEPALIVE_* and USER_TIMEOUT_ENABLED).
 #[derive(Clone, Debug, Default)]
@@ -69,13 +68,13 @@ pub fn prepare_anew<'a>(socket: impl Into<SockRef<'a>>, options: &Options) -> io
 }
 
 /// Says that nothing more comes (FIN), while the other direction goes on.
-pub fn end_sending(stream: &TcpStream) -> io::Result<()> {
-    SockRef::from(stream).shutdown(Shutdown::Write)
+pub fn end_sending<'a>(socket: impl Into<SockRef<'a>>) -> io::Result<()> {
+    socket.into().shutdown(Shutdown::Write)
 }
 
 /// Makes the close that follows a reset (RFC 9293 section 3.10.7: unsent data is discarded, the peer sees RST).
-pub fn reset_on_close(stream: &TcpStream) {
-    if let Err(error) = SockRef::from(stream).set_linger(Some(Duration::ZERO)) {
+pub fn reset_on_close<'a>(socket: impl Into<SockRef<'a>>) {
+    if let Err(error) = socket.into().set_linger(Some(Duration::ZERO)) {
         tracing::debug!(%error, "cannot turn the close into a reset");
     }
 }

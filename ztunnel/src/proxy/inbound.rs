@@ -16,9 +16,8 @@ use crate::hbone::{HANDSHAKE_DEADLINE, headers};
 use crate::io::budget::Taken;
 use crate::io::share::as_one_of;
 use crate::net::listen::Accepted;
-use crate::net::socket::reset_on_close;
 use crate::policy::{self, AuthorizedConnection};
-use crate::relay::{Side, relay, tcp};
+use crate::relay::Connection;
 use crate::route::inbound::{Target, service_of, tunnelled};
 use crate::telemetry::events::{self, Endpoint, Facts, HandshakeFailed, Rejection, Reporter, Security};
 use crate::tls;
@@ -35,7 +34,7 @@ struct Tunnel {
 /// A stream that reached the application.
 struct Established {
     stream: Stream,
-    app: TcpStream,
+    app: Connection,
     authorized: AuthorizedConnection,
     event: events::Connection,
     _listed: Listed,
@@ -99,16 +98,15 @@ async fn serve_stream(tunnel: Rc<Tunnel>, incoming: Incoming, revoked: Cancellat
 
 async fn carry(pod: &PodProxy, established: Established, revoked: &CancellationToken) {
     let Established { stream, mut app, authorized, event, _listed, _taken } = established;
-    let halves = tcp::halves(&mut app, Side::Application);
     let (up, down) = pod.meters.relayed(&event);
-    let relayed = relay(halves, stream.halves(), up, down);
+    let relayed = app.relay(stream.halves(), up, down);
     let result = tokio::select! {
         result = relayed => result.map_err(Failure::from),
         denied = authorized.revoked() => Err(Failure::Revoked(denied)),
         () = revoked.cancelled() => Err(Failure::CertificateRevoked),
     };
     if result.is_err() {
-        reset_on_close(&app);
+        app.reset_on_close();
     }
     event.finish(result.map_err(Into::into));
 }
@@ -154,7 +152,7 @@ async fn open_stream(tunnel: &Tunnel, mut incoming: Incoming) -> Option<Establis
         actual_dst: target.addr(),
         protocol: "HBONE",
     });
-    Some(Established { stream, app, authorized, event, _listed, _taken })
+    Some(Established { stream, app: Connection::new(app), authorized, event, _listed, _taken })
 }
 
 /// What the request asks for, before policy.

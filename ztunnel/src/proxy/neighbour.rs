@@ -22,9 +22,8 @@ use super::live::{Direction, Listed};
 use super::{CERTIFICATE_DEADLINE, LiveConnection, PodProxy};
 use crate::hbone::{client, pool};
 use crate::net::listen::Accepted;
-use crate::net::socket::reset_on_close;
 use crate::policy::{self, AuthorizedConnection};
-use crate::relay::{Side, relay, tcp};
+use crate::relay::Connection;
 use crate::route::inbound::{Target, service_of, tunnelled};
 use crate::route::outbound::{Route, addressed_service};
 use crate::telemetry::PodMeters;
@@ -153,12 +152,12 @@ pub(super) async fn connect(
 
 /// `on_up` and `on_down` count for the source.
 pub(super) async fn carry(
-    source: &mut TcpStream,
+    source: &mut Connection,
     on_up: impl Fn(usize),
     on_down: impl Fn(usize),
     beside: Beside,
 ) -> Result<(), Failure> {
-    let Beside { mut app, authorized, vouched, event: arrival, meters, stop, _listed } = beside;
+    let Beside { app, authorized, vouched, event: arrival, meters, stop, _listed } = beside;
     let (sent, received) = meters.relayed(&arrival);
     let up = move |count| {
         on_up(count);
@@ -168,9 +167,9 @@ pub(super) async fn carry(
         on_down(count);
         sent(count);
     };
-    let halves = (tcp::halves(source, Side::Application), tcp::halves(&mut app, Side::Far));
+    let mut app = Connection::new(app);
     let (result, arrived) = tokio::select! {
-        result = relay(halves.0, halves.1, up, down) => {
+        result = source.relay_to(&mut app, up, down) => {
             // What broke is told once, by the end that knows more of it.
             (result.map_err(Failure::from), Ok(()))
         }
@@ -178,12 +177,12 @@ pub(super) async fn carry(
         revoked = vouched.revoked() => (Err(Failure::Revoked(revoked)), Err(Inbound::CertificateRevoked)),
         () = stop.cancelled() => {
             // As a tunnel that is cut: a reset for the source, and what `arrival` says when it is dropped.
-            [&*source, &app].into_iter().for_each(reset_on_close);
+            [&*source, &app].into_iter().for_each(Connection::reset_on_close);
             return Ok(());
         }
     };
     if result.is_err() || arrived.is_err() {
-        [&*source, &app].into_iter().for_each(reset_on_close);
+        [&*source, &app].into_iter().for_each(Connection::reset_on_close);
     }
     arrival.finish(arrived.map_err(Into::into));
     result

@@ -18,7 +18,7 @@ use crate::hbone::{DIAL_DEADLINE, HANDSHAKE_DEADLINE, pool};
 use crate::net::dial::dial;
 use crate::net::listen::Accepted;
 use crate::net::socket::reset_on_close;
-use crate::relay::{Side, relay, tcp};
+use crate::relay::Connection;
 use crate::route::outbound::{Route, addressed_service, route};
 use crate::state::Snapshot;
 use crate::telemetry::events::{self, EarlyDeny, Endpoint, Facts, Reporter, Security, Trace};
@@ -46,23 +46,19 @@ pub(super) async fn serve(pod: Rc<PodProxy>, accepted: Accepted) {
     let Some(opened) = Box::pin(open(&pod, &accepted)).await else {
         return reset_on_close(&accepted.stream);
     };
-    carry(&pod, accepted.stream, opened).await;
+    carry(&pod, Connection::new(accepted.stream), opened).await;
 }
 
-async fn carry(pod: &PodProxy, mut app: TcpStream, Opened { far, event, _listed }: Opened) {
+async fn carry(pod: &PodProxy, mut app: Connection, Opened { far, event, _listed }: Opened) {
     let (up, down) = pod.meters.relayed(&event);
     let result = match far {
         Far::Stream(connected) => {
-            let app = tcp::halves(&mut app, Side::Application);
-            let result = relay(app, connected.stream.halves(), up, down).await;
+            let result = app.relay(connected.stream.halves(), up, down).await;
             let revoked = connected.hold.revoked();
             result.map_err(|broken| revoked.map_or_else(|| broken.into(), Failure::Revoked))
         }
         Far::Beside(beside) => neighbour::carry(&mut app, up, down, *beside).await,
-        Far::Tcp(mut stream) => {
-            let app = tcp::halves(&mut app, Side::Application);
-            relay(app, tcp::halves(&mut stream, Side::Far), up, down).await.map_err(Failure::from)
-        }
+        Far::Tcp(stream) => app.relay_to(&mut Connection::new(stream), up, down).await.map_err(Failure::from),
     };
     if matches!(result, Err(Failure::Revoked(_))) {
         pod.shared.metrics.count_crl_rejection(Reporter::Source);

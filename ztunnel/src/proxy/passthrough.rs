@@ -11,12 +11,12 @@ use super::{LiveConnection, PodProxy};
 use crate::net::listen::Accepted;
 use crate::net::socket::reset_on_close;
 use crate::policy;
-use crate::relay::{Side, relay, tcp};
+use crate::relay::Connection;
 use crate::route::inbound::{Target, plaintext, service_of};
 use crate::telemetry::events::{self, EarlyDeny, Endpoint, Facts, Reporter, Security};
 use crate::tls::verify::{Peer, Unproven};
 
-pub(super) async fn serve(pod: Rc<PodProxy>, mut accepted: Accepted) {
+pub(super) async fn serve(pod: Rc<PodProxy>, accepted: Accepted) {
     let deny = |failure: Failure| {
         let (src, dst) = (accepted.peer.addr(), accepted.orig_dst.addr());
         EarlyDeny { reporter: Reporter::Destination, src, dst, error: failure.to_string() }.emit();
@@ -36,7 +36,7 @@ pub(super) async fn serve(pod: Rc<PodProxy>, mut accepted: Accepted) {
         source: accepted.peer.addr(),
         destination: target.addr(),
     };
-    let (authorized, mut app) = match Box::pin(pod.to_app(about, own)).await {
+    let (authorized, app) = match Box::pin(pod.to_app(about, own)).await {
         Ok(established) => established,
         Err(failure) => {
             reset_on_close(&accepted.stream);
@@ -50,17 +50,15 @@ pub(super) async fn serve(pod: Rc<PodProxy>, mut accepted: Accepted) {
         actual_dst: target.addr(),
         protocol: "TCP",
     });
-    let (near, far) =
-        (tcp::halves(&mut app, Side::Application), tcp::halves(&mut accepted.stream, Side::Far));
+    let (mut app, mut far) = (Connection::new(app), Connection::new(accepted.stream));
     let (up, down) = pod.meters.relayed(&event);
-    let relayed = relay(near, far, up, down);
+    let relayed = app.relay_to(&mut far, up, down);
     let result = tokio::select! {
         result = relayed => result.map_err(Failure::from),
         denied = authorized.revoked() => Err(Failure::Revoked(denied)),
     };
     if result.is_err() {
-        reset_on_close(&app);
-        reset_on_close(&accepted.stream);
+        [&app, &far].into_iter().for_each(Connection::reset_on_close);
     }
     event.finish(result.map_err(Into::into));
 }

@@ -7,7 +7,9 @@
 //!
 //! Must not know HTTP/2 or TLS: the far side is whatever implements `Receive` and `Transmit`.
 
+mod connection;
 pub mod tcp;
+pub mod uring;
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
@@ -17,6 +19,7 @@ use std::task::{Context, Poll, Waker};
 use bytes::Bytes;
 
 use crate::io::buffer::Read;
+pub use connection::Connection;
 
 /// Why a direction ended early.
 #[derive(Debug, thiserror::Error)]
@@ -158,3 +161,6 @@ async fn carry<R: Receive, T: Transmit>(
     from_ended.say();
     to.finish().await
 }
+
+#[cfg(test)]
+mod tests;

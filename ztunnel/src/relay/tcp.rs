@@ -79,7 +79,7 @@ impl Transmit for TcpTransmit<'_> {
 
 /// Writing to a connection that the other end closed is answered by RST (RFC 9293 section 3.10.7.1), which shows up
 /// as EPIPE or ECONNRESET.
-fn broken(error: io::Error, side: Side) -> Broken {
+pub(super) fn broken(error: io::Error, side: Side) -> Broken {
     match error.kind() {
         io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionAborted => {
             Broken::Reset(side)

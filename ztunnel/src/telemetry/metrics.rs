@@ -21,6 +21,7 @@ pub struct Metrics {
     registry: Registry,
     pub(super) traffic: Traffic,
     sockets: IntGaugeVec,
+    io_backend: IntGaugeVec,
     pub pods_active: IntGauge,
     pub pods_pending: IntGauge,
     pub pods_started: IntCounter,
@@ -65,6 +66,7 @@ impl Metrics {
         Self {
             traffic: Traffic::new(&registry, counter(names::LABELS_DROPPED)),
             sockets: register(&registry, IntGaugeVec::new(opts(names::SOCKETS_OPEN), &["reporter"])),
+            io_backend: register(&registry, IntGaugeVec::new(opts(names::IO_BACKEND), &["backend"])),
             pods_active: gauge(names::PODS_ACTIVE),
             pods_pending: gauge(names::PODS_PENDING),
             pods_started: counter(names::PODS_STARTED),
@@ -100,6 +102,11 @@ impl Metrics {
             ),
             registry,
         }
+    }
+
+    /// What workers were told to use.
+    pub fn show_io_backend(&self, backend: &str) {
+        self.io_backend.with_label_values(&[backend]).set(1);
     }
 
     pub fn socket_opened(&self, reporter: Reporter) -> OpenSocket {
@@ -245,12 +252,14 @@ mod tests {
         let socket = metrics.socket_opened(Reporter::Source);
         drop(metrics.socket_opened(Reporter::Destination));
         metrics.count_handshake_failure(Rejection::Tls);
+        metrics.show_io_backend("epoll");
         let text = metrics.render();
         for line in [
             "istio_build{component=\"ztunnel\",tag=\"1.2.3\"} 1",
             "istio_tcp_sockets_open{reporter=\"source\"} 1",
             "istio_tcp_sockets_open{reporter=\"destination\"} 0",
             "ztunnel_inbound_handshake_failures_total{reason=\"tls\"} 1",
+            "ztunnel_io_backend{backend=\"epoll\"} 1",
             "workload_manager_active_proxy_count 0",
             "workload_manager_proxies_started_total 0",
             "ztunnel_log_lines_dropped_total 0",

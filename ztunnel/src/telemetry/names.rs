@@ -50,6 +50,7 @@ names! {
     CERTIFICATES_HELD = "ztunnel_certificates_held", "Identities that certificates are kept for";
     HANDSHAKE_FAILURES = "ztunnel_inbound_handshake_failures_total",
         "Inbound connections that ended before an HBONE stream was accepted";
+    IO_BACKEND = "ztunnel_io_backend", "1 for what reads and writes applications' sockets: epoll, or uring";
     POLICIES_MISSING = "ztunnel_policies_missing",
         "Policies that workloads of this node name but that are not known: nothing reaches these workloads until then";
     WORKERS = "ztunnel_workers", "Worker threads that take new connections";

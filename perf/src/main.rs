@@ -139,7 +139,7 @@ fn main() -> ExitCode {
 fn run(arguments: &RunArguments) -> Result<(), Box<dyn std::error::Error>> {
     let mut variants = vec![Variant::Direct, Variant::Relay, Variant::ours()];
     if arguments.suite != Suite::Smoke {
-        variants.push(Variant::Plain);
+        variants.extend([Variant::Plain, Variant::uring()]);
     }
     for ours in &arguments.ours {
         variants.push(Variant::ours_with(ours)?);

@@ -23,6 +23,8 @@ pub enum Variant {
     Peer(Peer),
 }
 
+/// This project's proxy with the other backend for applications' sockets.
+const URING: &str = "uring";
 /// How it is named.
 pub const PLAIN: &str = "plain";
 
@@ -50,6 +52,13 @@ impl Kind {
 impl Variant {
     pub fn ours() -> Self {
         Self::Ours { name: "ours".to_owned(), environment: Vec::new() }
+    }
+
+    pub fn uring() -> Self {
+        Self::Ours {
+            name: URING.to_owned(),
+            environment: vec![("IO_BACKEND".to_owned(), "uring".to_owned())],
+        }
     }
 
     /// `NAME=VARIABLE=VALUE,...`

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::io::share::{Account, as_one_of};
-use crate::io::{turn, uring};
+use crate::io::uring;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 /// A socket of which nobody takes anything for so long is full.
@@ -267,8 +267,8 @@ fn bytes_move_although_the_worker_never_sleeps() {
     on_both(async || {
         let account = Account::new(|_| {});
         let busy = tokio::task::spawn_local(as_one_of(&account, async {
+            // It uses up each turn, and is to run again at once.
             loop {
-                turn::spend(1 << 20);
                 coop::consume_budget().await;
             }
         }));

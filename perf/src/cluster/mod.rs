@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn who_does_not_come_and_who_nobody_waits_for_is_named() {
+    fn who_does_not_come_is_named() {
         let roll = job(&[("other", Role::Client)], |_| Answer::Captured(true));
         let missing =
             roll.wait(("meshed", Role::Server), Duration::from_millis(20)).err().expect("nobody came");

@@ -63,6 +63,10 @@ impl Line {
         Ok(Self(BufReader::new(stream)))
     }
 
+    pub fn peer_address(&self) -> io::Result<IpAddr> {
+        Ok(self.0.get_ref().peer_addr()?.ip().to_canonical())
+    }
+
     pub fn own_address(&self) -> io::Result<IpAddr> {
         Ok(self.0.get_ref().local_addr()?.ip().to_canonical())
     }

@@ -64,6 +64,14 @@ impl Roll {
                 format!("{} {}: it is of version {version}, and the Job of {own}", seat.0, role.name());
             return Err(io::Error::other(told));
         }
+        let from = line.peer_address()?;
+        // Whoever else it names would be sent a load.
+        if hello.address != from {
+            let (named, variant, role) = (hello.address, seat.0, seat.1.name());
+            return Err(io::Error::other(format!(
+                "{variant} {role}: it is {from}, and says that it is {named}"
+            )));
+        }
         eprintln!("{} {} came: {} on {}", seat.0, role.name(), hello.address, hello.node);
         self.seats().insert(seat, Arc::new(Present { hello, line: Mutex::new(line) }));
         self.came.notify_all();

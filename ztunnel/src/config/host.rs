@@ -10,7 +10,7 @@ use std::thread;
 pub struct Host {
     /// Logical CPUs that this process may use.
     pub cpus: usize,
-    /// Those of the host, whoever may use them.
+    /// Those that the host may come to have, whoever may use them.
     pub all_cpus: usize,
     /// Soft and hard limit of open files.
     pub open_files: Option<(u64, u64)>,
@@ -23,7 +23,7 @@ impl Host {
     pub fn discover() -> Self {
         Self {
             cpus: Self::cpus(),
-            all_cpus: fs::read_to_string("/sys/devices/system/cpu/online")
+            all_cpus: fs::read_to_string("/sys/devices/system/cpu/possible")
                 .ok()
                 .and_then(|text| listed(&text))
                 .unwrap_or_else(Self::cpus),

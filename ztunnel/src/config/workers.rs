@@ -15,7 +15,7 @@ pub struct WorkerRule {
     pub(super) resource_request: Option<usize>,
     /// CPUs that this process could use at start, quota included.
     pub(super) cpus: usize,
-    /// CPUs of the host, whoever may use them.
+    /// CPUs that the host may come to have, whoever may use them.
     pub(super) on_host: usize,
 }
 
@@ -24,9 +24,9 @@ impl WorkerRule {
         self.count(self.cpus)
     }
 
-    /// More than `count` gives for any number of CPUs that this host may come to have.
+    /// As many as `count` gives for any number of CPUs that this host may come to have.
     pub fn most(&self) -> usize {
-        self.at_start().max(self.count(self.on_host))
+        (1..=self.on_host).map(|cpus| self.count(cpus)).fold(self.at_start(), usize::max)
     }
 
     /// With so many CPUs now.
@@ -79,6 +79,8 @@ mod tests {
         // Of a limit that no quota enforces nothing is known but that it was 3 at start.
         let unenforced = WorkerRule { resource_limit: Some(3), ..RULE };
         assert_eq!(unenforced.at_start(), 3);
+        assert_eq!(unenforced.count(15), 15);
+        assert_eq!(WorkerRule { on_host: 16, ..unenforced }.most(), 15);
     }
 
     #[test]

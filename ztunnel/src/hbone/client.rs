@@ -189,6 +189,10 @@ impl Tunnel {
         bulk
     }
 
+    pub(super) fn streams(&self) -> usize {
+        self.load.streams.get()
+    }
+
     /// How long the tunnel has had no stream.
     pub(super) fn idle_for(&self) -> Option<Duration> {
         self.load.idle_since.get().map(|since| since.elapsed())

@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::net::IpAddr;
 use std::rc::Rc;
+use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::{LocalBoxFuture, Shared};
@@ -26,6 +27,8 @@ const MOST_TUNNELS_WAITED_FOR: usize = 128;
 
 /// Tunnels that are made for one key so that streams need not wait behind bulk.
 const MOST_APART: usize = 4;
+/// For such a tunnel to be made.
+const APART_DEADLINE: Duration = Duration::from_millis(500);
 
 /// What a stream may share a tunnel with.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -78,32 +81,40 @@ impl<D: 'static> Pool<D> {
         F: Fn() -> T,
         T: Future<Output = Result<tls::Stream, D>> + 'static,
     {
+        if let Some(hold) = self.place(key, Beside::NoBulk) {
+            return Ok(hold);
+        }
+        if self.has_room(key) {
+            // Whatever comes of it: beside bulk is better than a long wait, and than nowhere.
+            let _ = tokio::time::timeout(APART_DEADLINE, self.join_or_dial(key, &dial)).await;
+        }
         for _ in 0..MOST_TUNNELS_WAITED_FOR {
-            if let Some(hold) = self.place(key, Beside::NoBulk) {
+            if let Some(hold) = self.place(key, Beside::Anything) {
                 return Ok(hold);
             }
-            if let Err(error) = self.join_or_dial(key, &dial).await {
-                // Behind bulk is better than nowhere.
-                return self.place(key, Beside::Anything).ok_or(error);
-            }
+            self.join_or_dial(key, &dial).await?;
         }
         Err(Rc::new(Error::Http2(client::Error::NoRoom)))
+    }
+
+    /// Beside anything.
+    fn has_room(&self, key: &Key) -> bool {
+        let has_room = |tunnel: &Rc<Tunnel>| tunnel.has_room(self.settings.max_streams);
+        self.entries.borrow().get(key).is_some_and(|entry| entry.tunnels.iter().any(has_room))
     }
 
     fn place(&self, key: &Key, beside: Beside) -> Option<StreamHold> {
         let mut entries = self.entries.borrow_mut();
         let entry = entries.get_mut(key)?;
         entry.tunnels.retain(|tunnel| !tunnel.is_closed() && tunnel.is_valid());
-        let mut roomy = entry.tunnels.iter().filter(|tunnel| tunnel.has_room(self.settings.max_streams));
-        let first = roomy.next()?;
-        if !first.is_bulk() {
-            return Some(first.hold());
+        let roomy = || entry.tunnels.iter().filter(|tunnel| tunnel.has_room(self.settings.max_streams));
+        if let Some(quiet) = roomy().find(|tunnel| !tunnel.is_bulk()) {
+            return Some(quiet.hold());
         }
-        match roomy.find(|tunnel| !tunnel.is_bulk()) {
-            Some(quiet) => Some(quiet.hold()),
-            None if beside == Beside::NoBulk && entry.tunnels.len() < MOST_APART => None,
-            None => Some(first.hold()),
+        if beside == Beside::NoBulk && entry.tunnels.len() < MOST_APART {
+            return None;
         }
+        roomy().min_by_key(|tunnel| tunnel.streams()).map(Tunnel::hold)
     }
 
     fn join_or_dial<F, T>(self: &Rc<Self>, key: &Key, dial: &F) -> Dial<D>

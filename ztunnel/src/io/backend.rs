@@ -4,13 +4,13 @@
 //!
 //! Measured beside it (`perf`, variant `uring`; development build, 2 cores, Linux 6.18, cubic, medians of 3 rounds), the proxies'
 //! CPU is 1.07x for a GB of bulk, 1.08x for an HTTP request, 1.12x for a ping-pong of one byte and 0.96x for a new connection;
-//! rates differ by less than they vary, and an idle connection takes more memory. What a batch of operations saves in system calls is spent again, as the code of
-//! tokio-uring goes: it waits in epoll for the ring, so what arrives wakes it, is received, wakes it again by its completion,
-//! and the ring is entered each time before it sleeps. A ring that the worker sleeps in would do without that; it would need
-//! timers, listeners and tunnels of its own.
+//! rates differ by less than they vary, and an idle connection takes more memory. What a batch of operations saves in system
+//! calls is spent again, as the code of tokio-uring goes: it waits in epoll for the ring, so what arrives wakes it, is received,
+//! wakes it again by its completion, and the ring is entered each time before it sleeps. A ring that the worker sleeps in would
+//! do without that; it would need timers, listeners and tunnels of its own.
 //!
 //! And io_uring is denied by the default seccomp profiles of container runtimes, and by security teams for what was found in it;
-//! and tokio-uring panics, which ends a worker, where the kernel has no memory to take an operation.
+//! and tokio-uring can only end the process where the kernel has no memory to take an operation.
 
 use serde::Serialize;
 

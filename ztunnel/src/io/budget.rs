@@ -1,22 +1,23 @@
 //! How much memory connections may take. Beyond it new ones are accepted later, not refused: they wait in the queues of the
 //! kernel's listeners, whose clients see a slow connect.
 //!
-//! The process has a budget of resident memory, which counts whatever it is for; near it, each listener accepts one connection a
+//! The process has a budget of resident memory, which counts whatever it is for; beyond it, each pod gets ten new connections a
 //! second, so that memory grows no faster than it can be noticed, and a budget that is too small for the mesh's own state still
 //! stops nobody. A pod has a budget of connections, each taken for [`CONNECTION`] bytes; beyond it, one is accepted when another
 //! ends. So one pod with very many connections cannot take what the others need.
 
 use std::fs;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 /// What an idle connection takes on a node, measured (perf/SPECIFICATION.md) and rounded up.
 pub const CONNECTION: u64 = 8 * 1024;
-/// Between two connections of one listener while the process is beyond its budget.
-const SLOWED: Duration = Duration::from_secs(1);
+/// Between two connections of one pod while the process is beyond its budget.
+const SLOWED: Duration = Duration::from_millis(100);
 /// How old a reading of the resident memory may be, and how often it is looked whether things are better.
 const GOOD_FOR: Duration = Duration::from_millis(100);
 
@@ -34,6 +35,8 @@ pub struct Budget {
 pub struct Room {
     taken: AtomicUsize,
     left: Notify,
+    /// When one was let pass beyond the budget of the process.
+    passed: Mutex<Option<Instant>>,
 }
 
 /// A connection of a pod, for as long as this lives.
@@ -78,11 +81,10 @@ impl Budget {
         (process > 0 && self.resident() >= process).then_some(Beyond::Process)
     }
 
-    /// Waits as long as a listener has to before it accepts another connection of the pod.
+    /// Waits as long as another connection of the pod has to.
     pub async fn wait(&self, room: &Room) {
-        let start = tokio::time::Instant::now();
         while let Some(beyond) = self.beyond(room) {
-            if beyond == Beyond::Process && start.elapsed() >= SLOWED {
+            if beyond == Beyond::Process && room.lets_pass() {
                 return;
             }
             // Whether or not somebody says so: other pods' connections end too.
@@ -107,6 +109,16 @@ impl Room {
     pub fn take(self: &Arc<Self>) -> Taken {
         self.taken.fetch_add(1, Ordering::Relaxed);
         Taken(self.clone())
+    }
+
+    fn lets_pass(&self) -> bool {
+        let mut passed = self.passed.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let due = passed.is_none_or(|passed| now - passed >= SLOWED);
+        if due {
+            *passed = Some(now);
+        }
+        due
     }
 }
 
@@ -156,9 +168,9 @@ mod tests {
         let budget = Budget::new(Some(1), None);
         let room = Room::default();
         assert_eq!(budget.beyond(&room), Some(Beyond::Process));
-        let start = tokio::time::Instant::now();
-        budget.wait(&room).await;
-        assert!((SLOWED..SLOWED + GOOD_FOR * 2).contains(&start.elapsed()), "{:?}", start.elapsed());
+        let start = Instant::now();
+        tokio::join!(budget.wait(&room), budget.wait(&room), budget.wait(&room));
+        assert!((SLOWED * 2..SLOWED * 2 + GOOD_FOR * 2).contains(&start.elapsed()), "{:?}", start.elapsed());
     }
 
     #[test]

@@ -46,11 +46,16 @@ impl Loads {
         }
     }
 
+    /// As many as there can be.
+    pub fn most(&self) -> usize {
+        self.workers.len()
+    }
+
     pub fn active(&self) -> usize {
         self.active.load(Ordering::Relaxed)
     }
 
-    /// As many as there are at most.
+    /// Returns how many there are now, at least one and at most as many as there can be.
     pub fn set_active(&self, count: usize) -> usize {
         let count = count.clamp(1, self.workers.len());
         self.active.store(count, Ordering::Relaxed);
@@ -69,7 +74,8 @@ impl Loads {
 
     /// The turns that all workers but one had.
     pub(super) fn turns_of_others(&self, index: usize) -> u64 {
-        let others = self.workers.iter().take(self.active()).enumerate().filter(|(other, _)| *other != index);
+        // Also those that are no longer active: what they carry lives on.
+        let others = self.workers.iter().enumerate().filter(|(other, _)| *other != index);
         others.map(|(_, other)| other.turns.0.load(Ordering::Relaxed)).fold(0, u64::wrapping_add)
     }
 
@@ -108,7 +114,7 @@ impl Loads {
             let before = one.nanoseconds.swap(total, Ordering::Relaxed);
             if let Some(since) = since.filter(|_| before > 0) {
                 let share = u128::from(total.saturating_sub(before)) * 1000 / since.as_nanos().max(1);
-                one.permille.store(u32::try_from(share).unwrap_or(u32::MAX), Ordering::Relaxed);
+                one.permille.store(share.min(1000) as u32, Ordering::Relaxed);
             }
         }
     }

@@ -63,9 +63,9 @@ impl<S: 'static> Workers<S> {
         self.queues.read().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    /// Starts what is missing to `count`.
+    /// Starts what is missing to `count`, or to as many as there can be.
     pub fn grow(&self, count: usize) -> Result<(), Error> {
-        for index in self.count()..count {
+        for index in self.count()..count.min(self.loads.most()) {
             let (queue, thread) = self.one(index).map_err(|source| Error::Start { index, source })?;
             self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
             self.queues.write().unwrap_or_else(PoisonError::into_inner).push(queue);

@@ -1,7 +1,6 @@
 //! On which workers a pod is served. It has a share on every one; one of them, its home, accepts, and has connections carried
 //! where they belong. Homes are dealt out evenly among the active workers, and again when there are more or fewer of those.
 
-use std::collections::HashSet;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -36,13 +35,15 @@ impl Manager {
     async fn complete(&mut self, uid: &str) -> Result<(), Error> {
         let Some(pod) = self.pods.get(uid) else { return Ok(()) };
         let svid = self.identities.pod_svid(pod.facts.identity.clone());
-        let mut live = pod.live.clone();
-        for worker in live.len()..self.workers.count() {
-            live.push(self.share(uid, pod, worker, svid.clone()).await?);
+        for worker in pod.live.len()..self.workers.count() {
+            let Some(pod) = self.pods.get(uid) else { return Ok(()) };
+            let live = self.share(uid, pod, worker, svid.clone()).await?;
+            if let Some(pod) = self.pods.get_mut(uid) {
+                pod.live.push(live);
+            }
         }
-        self.view.show(uid, Shown::served(&pod.facts, live.clone()));
-        if let Some(pod) = self.pods.get_mut(uid) {
-            pod.live = live;
+        if let Some(pod) = self.pods.get(uid) {
+            self.view.show(uid, Shown::served(&pod.facts, pod.live.clone()));
         }
         Ok(())
     }
@@ -76,8 +77,9 @@ impl Manager {
                 let uid = uid.clone();
                 let receive = move |local: &Rc<Local>| {
                     let found = local.pods.borrow().get(&uid).cloned();
-                    if let Some(pod) = found {
-                        pod.receive(arrival);
+                    match found {
+                        Some(pod) => pod.receive(arrival),
+                        None => tracing::debug!(pod = uid, "a connection came after its pod had gone"),
                     }
                 };
                 // A worker that does not come to its jobs would only delay it.
@@ -108,34 +110,24 @@ impl Manager {
         Ok(())
     }
 
-    /// From now on so many workers take new connections. Those of a worker beyond them live on there.
-    pub(super) async fn resize(&mut self, count: usize) {
+    /// From now on so many workers take new connections. Those of a worker beyond them live on there. What fails leaves
+    /// everything as it was served, and can be tried again.
+    pub(super) async fn resize(&mut self, count: usize) -> Result<(), Error> {
         let before = self.workers.loads().active();
-        if let Err(error) = self.workers.grow(count) {
-            tracing::error!(%error, "not all workers could be started");
-        }
+        self.workers.grow(count).map_err(Error::Grow)?;
         let mut uids: Vec<String> = self.pods.keys().cloned().collect();
         uids.sort_unstable();
-        let mut unserved = HashSet::new();
+        // First, or connections would be sent where nobody takes them.
         for uid in &uids {
-            if let Err(error) = self.complete(uid).await {
-                tracing::error!(%error, "a pod's connections stay on the workers that it has");
-                unserved.insert(uid.clone());
-            }
+            self.complete(uid).await?;
         }
-        let active = match unserved.is_empty() {
-            true => count.min(self.workers.count()),
-            // Connections would be sent where nobody takes them.
-            false => count.min(before),
-        };
-        let active = self.workers.loads().set_active(active);
+        let active = self.workers.loads().set_active(count.min(self.workers.count()));
         self.shared.metrics.workers.set(i64::try_from(active).unwrap_or(i64::MAX));
         for (index, uid) in uids.iter().enumerate() {
-            if let Err(error) = self.move_home(uid, index % active).await {
-                tracing::error!(%error, "a pod is accepted for by the worker that it had");
-            }
+            self.move_home(uid, index % active).await?;
         }
         tracing::info!(before, active, "the number of workers changed");
+        Ok(())
     }
 
     async fn move_home(&mut self, uid: &str, home: usize) -> Result<(), Error> {

@@ -48,6 +48,8 @@ pub struct Manager {
     pub(super) view: View,
     /// How many workers there shall be.
     sizes: watch::Receiver<usize>,
+    /// When their number is to be changed, if it is.
+    resize_again: Option<Instant>,
     pub(super) pods: HashMap<String, Enrolled>,
     /// Pods that could not be served; never one of `pods`.
     pending: HashMap<String, Pending>,
@@ -84,6 +86,8 @@ pub(super) enum Error {
     Identity { pod: String, source: ztunnel_model::identity::Error },
     #[error("pod {pod}: its listeners cannot be used: {source}")]
     Listeners { pod: String, source: io::Error },
+    #[error(transparent)]
+    Grow(worker::Error),
     #[error("pod {pod}: {source}")]
     Worker { pod: String, source: worker::Error },
 }
@@ -108,6 +112,7 @@ impl Manager {
             demands: Demands::default(),
             view: view.clone(),
             sizes,
+            resize_again: None,
             pods: HashMap::new(),
             pending: HashMap::new(),
             ready: Some(Box::new(ready)),
@@ -150,7 +155,7 @@ impl Manager {
         loop {
             let next = self.pending.values().map(|pending| pending.due).min();
             let leaving = self.pods.values().any(|pod| pod.leaving.is_some());
-            let next = next.into_iter().chain(leaving.then_some(look)).min();
+            let next = next.into_iter().chain(leaving.then_some(look)).chain(self.resize_again).min();
             tokio::select! {
                 event = client.next() => match event {
                     Ok(Event::PodAdded(pod)) => {
@@ -181,16 +186,14 @@ impl Manager {
                         }
                     }
                 }
-                Ok(()) = self.sizes.changed() => {
-                    let count = *self.sizes.borrow_and_update();
-                    self.resize(count).await;
-                }
+                Ok(()) = self.sizes.changed() => self.resize_again = Some(Instant::now()),
                 () = until(next) => {
                     if look <= Instant::now() {
                         self.drained(&agent);
                         look = Instant::now() + LOOK;
                     }
                     self.try_again(&agent).await;
+                    self.try_resize().await;
                 }
             }
         }
@@ -248,6 +251,20 @@ impl Manager {
                 self.enrol(pod, agent, Some(pause)).await;
             }
         }
+    }
+
+    async fn try_resize(&mut self) {
+        if self.resize_again.is_none_or(|due| due > Instant::now()) {
+            return;
+        }
+        let count = *self.sizes.borrow_and_update();
+        self.resize_again = match self.resize(count).await {
+            Ok(()) => None,
+            Err(error) => {
+                tracing::error!(%error, count, retry_ms = LAST_PAUSE.as_millis(), "the number of workers stays");
+                Some(Instant::now() + LAST_PAUSE.mul_f64(rand::rng().random_range(0.8..1.2)))
+            }
+        };
     }
 
     async fn add(&mut self, pod: &Pod) -> Result<(), Error> {

@@ -29,7 +29,8 @@ pub(super) struct Held {
     pub(super) _guard: Guard,
     pub(super) _open: OpenSocket,
     pub(super) _carried: OpenSocket,
-    pub(super) _taken: Taken,
+    /// None for a tunnel, whose streams count instead.
+    pub(super) _taken: Option<Taken>,
     pub(super) _seat: Arc<Seat>,
 }
 

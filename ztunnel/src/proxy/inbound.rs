@@ -9,7 +9,7 @@ use ztunnel_model::{Authority, LocalAddr, PeerAddr, Workload};
 
 use super::failure::{self, Inbound as Failure};
 use super::live::{Direction, Listed};
-use super::{CERTIFICATE_DEADLINE, LiveConnection, PodProxy, ROOM_DEADLINE};
+use super::{CERTIFICATE_DEADLINE, LiveConnection, PodProxy};
 use crate::hbone::server::{self, Incoming};
 use crate::hbone::stream::Stream;
 use crate::hbone::{HANDSHAKE_DEADLINE, headers};
@@ -181,9 +181,7 @@ async fn establish(
     };
     let pod = &tunnel.pod;
     let connected = async {
-        let left = pod.room_left(Reporter::Destination);
-        tokio::time::timeout(ROOM_DEADLINE, left).await.map_err(|_| Failure::NoRoom)?;
-        let taken = pod.room.take();
+        let taken = pod.admit().await?;
         let (authorized, app) = pod.to_app(facts, own.clone()).await?;
         Ok((taken, authorized, app))
     };

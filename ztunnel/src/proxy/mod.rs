@@ -30,7 +30,7 @@ use ztunnel_model::{Identity, Network, Text, Workload};
 use crate::hbone;
 use crate::hbone::pool::Pool;
 use crate::identity::manager::PodSvid;
-use crate::io::budget::{Budget, Room};
+use crate::io::budget::{Budget, Room, Taken};
 use crate::io::load::Loads;
 use crate::io::share::{Account, as_one_of};
 use crate::net::listen::{Accepted, Listener};
@@ -249,8 +249,17 @@ impl PodProxy {
     }
 
     async fn accept_one(&self, listener: &Listener, line: Line) -> Accepted {
-        self.room_left(line.reporter()).await;
+        if line != Line::Hbone {
+            self.room_left(line.reporter()).await;
+        }
         listener.accept().await
+    }
+
+    /// For a connection that others are waiting for: not for ever.
+    async fn admit(&self) -> Result<Taken, failure::Inbound> {
+        let left = self.room_left(Reporter::Destination);
+        tokio::time::timeout(ROOM_DEADLINE, left).await.map_err(|_| failure::Inbound::NoRoom)?;
+        Ok(self.room.take())
     }
 
     /// Waits for as long as there is no memory for another connection.
@@ -271,7 +280,7 @@ impl PodProxy {
             _guard: self.shared.drain.guard(),
             _open: self.shared.metrics.socket_opened(line.reporter()),
             _carried: self.shared.metrics.carried(worker),
-            _taken: self.room.take(),
+            _taken: (line != Line::Hbone).then(|| self.room.take()),
             _seat: seat,
         };
         if worker == self.worker {

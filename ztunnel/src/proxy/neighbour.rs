@@ -21,6 +21,7 @@ use super::failure::{DialFailure, Inbound, Outbound as Failure};
 use super::live::{Direction, Listed};
 use super::{CERTIFICATE_DEADLINE, LiveConnection, PodProxy};
 use crate::hbone::{client, pool};
+use crate::io::budget::Taken;
 use crate::net::listen::Accepted;
 use crate::policy::{self, AuthorizedConnection};
 use crate::relay::Connection;
@@ -49,6 +50,7 @@ pub(super) struct Beside {
     meters: PodMeters,
     stop: CancellationToken,
     _listed: Listed,
+    _taken: Taken,
 }
 
 /// What the source knows of a connection.
@@ -131,7 +133,12 @@ pub(super) async fn connect(
         source: call.accepted.peer.addr(),
         destination: target.addr(),
     };
-    let (authorized, app) = match to.to_app(about, own).await {
+    let connected = async {
+        let taken = to.admit().await?;
+        let (authorized, app) = to.to_app(about, own).await?;
+        Ok((taken, authorized, app))
+    };
+    let (_taken, authorized, app) = match connected.await {
         Ok(connected) => connected,
         Err(failure) => {
             let answer = answered(&failure);
@@ -147,7 +154,7 @@ pub(super) async fn connect(
         protocol: "TCP",
     });
     let (meters, stop) = (to.meters.clone(), to.stop.clone());
-    Ok(Beside { app, authorized, vouched, event, meters, stop, _listed })
+    Ok(Beside { app, authorized, vouched, event, meters, stop, _listed, _taken })
 }
 
 /// `on_up` and `on_down` count for the source.
@@ -157,7 +164,7 @@ pub(super) async fn carry(
     on_down: impl Fn(usize),
     beside: Beside,
 ) -> Result<(), Failure> {
-    let Beside { app, authorized, vouched, event: arrival, meters, stop, _listed } = beside;
+    let Beside { app, authorized, vouched, event: arrival, meters, stop, _listed, _taken } = beside;
     let (sent, received) = meters.relayed(&arrival);
     let up = move |count| {
         on_up(count);

@@ -189,9 +189,16 @@ fn where_no_other_tunnel_can_be_had_a_stream_goes_beside_bulk() {
             while refused.get() == 0 {
                 bulk.moved(1 << 30);
                 tokio::time::sleep(Duration::from_millis(10)).await;
+                // One that hangs, and then one that fails.
                 let refuse = || {
                     refused.set(refused.get() + 1);
-                    async { Err("refused") }
+                    let hangs = refused.get() == 1;
+                    async move {
+                        if hangs {
+                            std::future::pending::<()>().await;
+                        }
+                        Err("refused")
+                    }
                 };
                 let stream = bed.pool.stream(&bed.key, refuse).await;
                 assert!(stream.expect("room beside it").shares_with(&bulk));

@@ -7,7 +7,7 @@ use bytes::BytesMut;
 
 use crate::io::buffer::{READ_SIZE, Read, hand_out};
 
-/// More connections than these that move bulk at once on one worker read small pieces.
+/// More connections than these on one worker whose last read was bulk read small pieces.
 const MOST: usize = 8;
 
 thread_local! {

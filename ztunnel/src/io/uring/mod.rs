@@ -11,7 +11,7 @@
 //! bulk               receive into a large buffer ────▶ at most a few of these are lent on a worker
 //! ```
 //!
-//! So an idle connection costs no buffer; a worker has 1 MiB of small ones, and lends up to 2 MiB of large ones. Each operation
+//! So a connection that had nothing to read for a while costs no buffer, but one that fell silent after bulk keeps its large one; a worker has 1 MiB of small ones, and lends up to 2 MiB of large ones. Each operation
 //! holds its socket and its memory (`operation`) until the kernel is done with both, whoever has lost interest. A dropped socket
 //! cancels what it has in flight, and is closed when that came back: in the turn of the worker's loop after the next.
 //!
@@ -20,7 +20,8 @@
 //! - It submits when the runtime is about to sleep; not in a turn after which a task is to run at once. [`flush`] does then, and
 //!   whoever ends such a turn calls it.
 //! - Its driver, when it is dropped, frees what abandoned operations hold before it cancels them. Here that memory outlives the ring.
-//! - It panics where the kernel has no memory to take an operation, and offers no way around that.
+//! - It panics where the kernel has no memory to take an operation, and then waits for ever for what was never begun. The process
+//!   ends there (`operation`), and another one is started.
 //! - It can cancel nothing; operations are cancelled by their descriptor, which needs Linux 5.19. Linux 6.0 is asked for, because that
 //!   can be told from its features.
 

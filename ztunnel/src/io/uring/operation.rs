@@ -82,7 +82,21 @@ impl<D: Unpin> Future for Operation<D> {
 /// `entry` names no memory but what `data` owns, at an address that does not change when `data` is moved.
 fn submit<D: 'static>(entry: squeue::Entry, data: D) -> Operation<D> {
     PUSHED.set(true);
-    Operation(UnsubmittedOneshot::new(Held(Some(data)), Outcome(PhantomData), entry).submit())
+    let unwinding = EndsTheProcess;
+    let submitted = UnsubmittedOneshot::new(Held(Some(data)), Outcome(PhantomData), entry).submit();
+    std::mem::forget(unwinding);
+    Operation(submitted)
+}
+
+/// tokio-uring panics where the kernel takes no operation, and then waits for ever for one that was never begun. A task would
+/// catch that panic, and its worker go on without what the task was for; another proxy is started sooner.
+struct EndsTheProcess;
+
+impl Drop for EndsTheProcess {
+    fn drop(&mut self) {
+        tracing::error!("the kernel takes no more operations of io_uring; IO_BACKEND=epoll does without");
+        std::process::abort();
+    }
 }
 
 fn descriptor(socket: &Rc<TcpStream>) -> Fd {
@@ -134,5 +148,7 @@ pub(super) fn nothing() {
 
         fn transform_oneshot_output(self, (): (), _: cqueue::Entry) {}
     }
+    let unwinding = EndsTheProcess;
     drop(UnsubmittedOneshot::new((), Unseen, opcode::Nop::new().build()).submit());
+    std::mem::forget(unwinding);
 }

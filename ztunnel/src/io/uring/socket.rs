@@ -73,7 +73,14 @@ impl Receiver {
                 Some(Pending::Small(receiving)) => {
                     let (completion, (_, group)) = ready!(Pin::new(receiving).poll(context));
                     self.pending = None;
-                    let Some(count) = again(completion.result)? else { continue };
+                    let count = match again(completion.result) {
+                        Ok(Some(count)) => count,
+                        failed => {
+                            completion.buffer.into_iter().for_each(|id| group.give_back(id));
+                            failed?;
+                            continue;
+                        }
+                    };
                     // Little may be all that there is; a full buffer hardly ever is.
                     self.bulk = count == group::SIZE;
                     let read = |bytes: &[u8]| Read::copied(bytes, offer);

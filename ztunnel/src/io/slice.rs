@@ -5,8 +5,9 @@
 //! workers that it passes. A worker that moves much knows better places: between two turns it asks whether somebody else should
 //! run. It does so only while another worker has turns too; alone, it would lose to those whom it serves.
 //!
-//! Since Linux 6.18 whoever yields has used up its slice (`sched/fair: Forfeit vruntime on yield`), 3 ms by default; so the
-//! slice is made as short as what lies between two yields. Linux before 6.12 has no slices to set, and takes nothing away.
+//! Since Linux 6.18 whoever yields has used up its slice (`sched/fair: Forfeit vruntime on yield`), 3 ms by default; so while several
+//! workers have work, their slices are made as short as what lies between two yields. Linux before 6.12 has no slices to set, and
+//! takes nothing away. A worker that is alone keeps the long ones, which cost bulk less.
 
 use std::cell::{Cell, OnceCell};
 use std::io;
@@ -20,15 +21,31 @@ const SLICE: Duration = Duration::from_micros(200);
 /// That in bytes, when all of them are encrypted.
 const BYTES: usize = 128 * 1024;
 
+/// A worker that moves less looks at the others after so many turns.
+const TURNS: u64 = 64;
+/// After so many looks that saw no other at work, a worker is alone.
+const ALONE: u32 = 64;
+
 struct Slice {
     loads: Arc<Loads>,
     worker: usize,
-    shortened: bool,
     /// Bytes since the last look at the others.
     moved: Cell<usize>,
     turns: Cell<u64>,
     /// What the others had at the last look.
     others: Cell<u64>,
+    /// Looks since another was seen at work.
+    alone: Cell<u32>,
+    kind: Cell<Kind>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// As the kernel gives them.
+    Default,
+    Short,
+    /// The kernel does not let them be set: one that yields would lose what it cannot afford.
+    Fixed,
 }
 
 thread_local! {
@@ -37,13 +54,10 @@ thread_local! {
 
 /// Makes the calling thread one that yields to the other workers.
 pub(super) fn begin(loads: Arc<Loads>, worker: usize) {
-    let set = set(SLICE);
-    if let Err(error) = &set {
-        tracing::warn!(%error, "cannot shorten a worker's slices of the CPU; it does not yield to the others");
-    }
-    let (moved, turns, others) = Default::default();
+    let (moved, turns, others, alone) = Default::default();
+    let kind = Cell::new(Kind::Default);
     SLICE_OF_WORKER.with(|slice| {
-        slice.get_or_init(|| Slice { loads, worker, shortened: set.is_ok(), moved, turns, others });
+        slice.get_or_init(|| Slice { loads, worker, moved, turns, others, alone, kind });
     });
 }
 
@@ -70,14 +84,35 @@ impl Slice {
         let turns = self.turns.get() + 1;
         self.turns.set(turns);
         self.loads.had_turns(self.worker, turns);
-        if self.moved.get() < BYTES {
+        let much = self.moved.get() >= BYTES;
+        if !much && !turns.is_multiple_of(TURNS) {
             return;
         }
         self.moved.set(0);
         let others = self.loads.turns_of_others(self.worker);
-        if self.others.replace(others) != others && self.shortened {
-            rustix::thread::sched_yield();
+        if self.others.replace(others) != others {
+            self.alone.set(0);
+            self.make(Kind::Short);
+            if much && self.kind.get() == Kind::Short {
+                rustix::thread::sched_yield();
+            }
+        } else if self.alone.get() < ALONE {
+            self.alone.set(self.alone.get() + 1);
+        } else {
+            self.make(Kind::Default);
         }
+    }
+
+    fn make(&self, kind: Kind) {
+        if self.kind.get() == kind || self.kind.get() == Kind::Fixed {
+            return;
+        }
+        // Zero is the kernel's own.
+        let set = set(if kind == Kind::Short { SLICE } else { Duration::ZERO });
+        if let Err(error) = &set {
+            tracing::warn!(%error, "a worker's slices of the CPU cannot be set; it does not yield to the others");
+        }
+        self.kind.set(if set.is_ok() { kind } else { Kind::Fixed });
     }
 }
 
@@ -103,6 +138,7 @@ mod tests {
 
     #[test]
     fn the_slice_of_a_thread_can_be_set() {
-        std::thread::spawn(|| set(SLICE)).join().expect("no panic").expect("no privilege is needed");
+        let both = || set(SLICE).and_then(|()| set(Duration::ZERO));
+        std::thread::spawn(both).join().expect("no panic").expect("no privilege is needed");
     }
 }

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, SockRef};
 use tokio::net::{TcpSocket, TcpStream};
 
@@ -33,6 +34,7 @@ pub async fn dial(
     let six = SockRef::from(&stocked).domain().map_err(connect_error)? == Domain::IPV6;
     let socket = TcpSocket::from_std_stream(stocked.into());
     if let Some(ip) = source {
+        choose_port_late(&socket);
         socket.bind(in_family(SocketAddr::new(ip, 0), six)).map_err(|source| Error::Source {
             addr,
             source_ip: ip,
@@ -45,6 +47,14 @@ pub async fn dial(
         .map_err(connect_error)?;
     socket::prepare(&stream, options).map_err(connect_error)?;
     Ok(stream)
+}
+
+/// Leaves the port to `connect`, which needs one that is free towards this destination. `bind` would need one that is free
+/// towards all of them, of which an address has some 28,000 (ip(7), IP_BIND_ADDRESS_NO_PORT).
+fn choose_port_late(socket: &TcpSocket) {
+    if let Err(error) = setsockopt(socket, sockopt::IpBindAddressNoPort, &true) {
+        tracing::debug!(%error, "a port is taken for all destinations");
+    }
 }
 
 /// A dual-stack socket speaks IPv4 through v4-mapped addresses (RFC 4291 section 2.5.5.2).

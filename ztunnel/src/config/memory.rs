@@ -18,17 +18,12 @@ pub struct MemoryRule {
 impl MemoryRule {
     /// The budgets of the process and of each pod, where the process may have `limit` bytes.
     pub fn budgets(&self, limit: Option<u64>) -> (Option<u64>, Option<u64>) {
-        let process = match self.process {
-            Some(0) => None,
-            Some(bytes) => Some(bytes),
-            None => limit.map(|limit| limit / 100 * OF_LIMIT),
+        let bound = |written: Option<u64>, default| match written {
+            Some(bytes) => (bytes > 0).then_some(bytes),
+            None => default,
         };
-        let pod = match self.pod {
-            Some(0) => None,
-            Some(bytes) => Some(bytes),
-            None => process.map(|process| process / 2),
-        };
-        (process, pod)
+        let process = bound(self.process, limit.map(|limit| limit / 100 * OF_LIMIT));
+        (process, bound(self.pod, process.map(|process| process / 2)))
     }
 }
 

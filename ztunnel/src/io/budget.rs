@@ -14,6 +14,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::privileges;
+
 /// What an idle connection takes on a node, measured (perf/SPECIFICATION.md) and rounded up.
 pub const CONNECTION: u64 = 8 * 1024;
 /// Between two connections of one pod while the process is beyond its budget.
@@ -131,7 +133,7 @@ impl Drop for Taken {
 
 /// `VmRSS` in bytes (proc(5)).
 fn resident(status: &str) -> Option<u64> {
-    let kilobytes = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?.trim().strip_suffix("kB")?;
+    let kilobytes = privileges::field(status, "VmRSS")?.strip_suffix("kB")?;
     kilobytes.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 

@@ -67,9 +67,12 @@ impl Loads {
         self.workers[index].thread.store(rustix::thread::gettid().as_raw_nonzero().get(), Ordering::Relaxed);
     }
 
-    /// The worker had so many turns, ever.
-    pub(super) fn had_turns(&self, index: usize, count: u64) {
-        self.workers[index].turns.0.store(count, Ordering::Relaxed);
+    /// The worker had one more turn; nobody else counts them. Returns how many it had, ever.
+    pub(super) fn had_turn(&self, index: usize) -> u64 {
+        let turns = &self.workers[index].turns.0;
+        let count = turns.load(Ordering::Relaxed) + 1;
+        turns.store(count, Ordering::Relaxed);
+        count
     }
 
     /// The turns that all workers but one had.

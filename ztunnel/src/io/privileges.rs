@@ -59,6 +59,7 @@ pub fn raise_open_files() {
     }
 }
 
-fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
+/// Of `/proc/PID/status` (proc(5)).
+pub(super) fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
     status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
 }

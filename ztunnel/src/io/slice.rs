@@ -20,7 +20,6 @@ use super::load::Loads;
 const SLICE: Duration = Duration::from_micros(200);
 /// That in bytes, when all of them are encrypted.
 const BYTES: usize = 128 * 1024;
-
 /// A worker that moves less looks at the others after so many turns.
 const TURNS: u64 = 64;
 /// After so many looks that saw no other at work, a worker is alone.
@@ -31,7 +30,6 @@ struct Slice {
     worker: usize,
     /// Bytes since the last look at the others.
     moved: Cell<usize>,
-    turns: Cell<u64>,
     /// What the others had at the last look.
     others: Cell<u64>,
     /// Looks since another was seen at work.
@@ -54,10 +52,10 @@ thread_local! {
 
 /// Makes the calling thread one that yields to the other workers.
 pub(super) fn begin(loads: Arc<Loads>, worker: usize) {
-    let (moved, turns, others, alone) = Default::default();
+    let (moved, others, alone) = Default::default();
     let kind = Cell::new(Kind::Default);
     SLICE_OF_WORKER.with(|slice| {
-        slice.get_or_init(|| Slice { loads, worker, moved, turns, others, alone, kind });
+        slice.get_or_init(|| Slice { loads, worker, moved, others, alone, kind });
     });
 }
 
@@ -81,9 +79,7 @@ pub(super) fn turn_over() {
 
 impl Slice {
     fn turn_over(&self) {
-        let turns = self.turns.get() + 1;
-        self.turns.set(turns);
-        self.loads.had_turns(self.worker, turns);
+        let turns = self.loads.had_turn(self.worker);
         let much = self.moved.get() >= BYTES;
         if !much && !turns.is_multiple_of(TURNS) {
             return;

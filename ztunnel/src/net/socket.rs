@@ -67,9 +67,12 @@ pub fn prepare_anew<'a>(socket: impl Into<SockRef<'a>>, options: &Options) -> io
     prepare(socket, options)
 }
 
-/// Says that nothing more comes (FIN), while the other direction goes on.
+/// Says that nothing more comes (FIN), while the other direction goes on. A connection that is gone needs none.
 pub fn end_sending<'a>(socket: impl Into<SockRef<'a>>) -> io::Result<()> {
-    socket.into().shutdown(Shutdown::Write)
+    match socket.into().shutdown(Shutdown::Write) {
+        Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
+        ended => ended,
+    }
 }
 
 /// Makes the close that follows a reset (RFC 9293 section 3.10.7: unsent data is discarded, the peer sees RST).

@@ -75,12 +75,9 @@ impl Manager {
             Box::new(move |worker, arrival: Arrival| {
                 let (Some(workers), Some(local)) = (workers.upgrade(), local.upgrade()) else { return };
                 let uid = uid.clone();
-                let receive = move |local: &Rc<Local>| {
-                    let found = local.pods.borrow().get(&uid).cloned();
-                    match found {
-                        Some(pod) => pod.receive(arrival),
-                        None => tracing::debug!(pod = uid, "a connection came after its pod had gone"),
-                    }
+                let receive = move |local: &Rc<Local>| match local.pod(&uid) {
+                    Some(pod) => pod.receive(arrival),
+                    None => tracing::debug!(pod = uid, "a connection came after its pod had gone"),
                 };
                 // A worker that does not come to its jobs would only delay it.
                 if let Err(refused) = workers.try_run(worker, Box::new(receive)) {
@@ -92,10 +89,7 @@ impl Manager {
 
     async fn listen(&self, uid: &str, worker: usize, listeners: Listeners) -> Result<(), Error> {
         let pod = uid.to_owned();
-        let listen = move |local: &Rc<Local>| {
-            let found = local.pods.borrow().get(&pod).cloned();
-            found.map_or(Ok(()), |found| found.listen(listeners))
-        };
+        let listen = move |local: &Rc<Local>| local.pod(&pod).map_or(Ok(()), |found| found.listen(listeners));
         let listening = self.on(uid, worker, listen).await?;
         listening.map_err(|source| Error::Listeners { pod: uid.to_owned(), source })
     }
@@ -143,8 +137,7 @@ impl Manager {
         }
         let asked = uid.to_owned();
         let deafen = move |local: &Rc<Local>| {
-            let found = local.pods.borrow().get(&asked).cloned();
-            if let Some(pod) = found {
+            if let Some(pod) = local.pod(&asked) {
                 pod.deafen();
             }
         };

@@ -38,6 +38,12 @@ pub struct Local {
     pub(super) neighbours: Rc<Neighbours>,
 }
 
+impl Local {
+    pub(super) fn pod(&self, uid: &str) -> Option<Rc<PodProxy>> {
+        self.pods.borrow().get(uid).cloned()
+    }
+}
+
 pub struct Manager {
     pub(super) workers: Arc<Workers<Local>>,
     pub(super) shared: Arc<Shared>,
@@ -364,8 +370,7 @@ impl Manager {
             }
             let uid = uid.to_owned();
             let restock = move |local: &Rc<Local>| {
-                let found = local.pods.borrow().get(&uid).cloned();
-                if let Some(pod) = found {
+                if let Some(pod) = local.pod(&uid) {
                     pod.restock(part);
                 }
             };

@@ -42,15 +42,16 @@ impl View {
 impl Shown {
     /// A pod that is not served yet.
     pub(super) fn pending(pod: &Pod) -> Self {
-        let Pod { name, namespace, service_account, .. } = pod;
-        let (name, namespace, service_account) = (name.clone(), namespace.clone(), service_account.clone());
-        Self { name, namespace, service_account, live: None }
+        Self::of((&pod.name, &pod.namespace, &pod.service_account), None)
     }
 
     pub(super) fn served(pod: &PodFacts, live: Vec<Live>) -> Self {
-        let PodFacts { name, namespace, service_account, .. } = pod;
-        let (name, namespace, service_account) = (name.clone(), namespace.clone(), service_account.clone());
-        Self { name, namespace, service_account, live: Some(live) }
+        Self::of((&pod.name, &pod.namespace, &pod.service_account), Some(live))
+    }
+
+    fn of((name, namespace, service_account): (&str, &str, &str), live: Option<Vec<Live>>) -> Self {
+        let [name, namespace, service_account] = [name, namespace, service_account].map(str::to_owned);
+        Self { name, namespace, service_account, live }
     }
 
     fn dump(&self) -> Value {

@@ -29,7 +29,7 @@ pub(super) struct Held {
     pub(super) _guard: Guard,
     pub(super) _open: OpenSocket,
     pub(super) _carried: OpenSocket,
-    /// None for a tunnel, whose streams count instead.
+    /// Where the line takes room.
     pub(super) _taken: Option<Taken>,
     pub(super) _seat: Arc<Seat>,
 }
@@ -57,6 +57,11 @@ impl Line {
             Self::Outbound => Whose::Own,
             Self::Plaintext | Self::Hbone => Whose::Caller(accepted.peer.ip()),
         }
+    }
+
+    /// A tunnel does not: its streams do.
+    pub(super) fn takes_room(self) -> bool {
+        self != Self::Hbone
     }
 
     pub(super) fn serve(self, pod: Rc<PodProxy>, accepted: Accepted) -> LocalBoxFuture<'static, ()> {

@@ -179,14 +179,8 @@ async fn establish(
         source: tunnel.addr.addr(),
         destination: target.addr(),
     };
-    let pod = &tunnel.pod;
-    let connected = async {
-        let taken = pod.admit().await?;
-        let (authorized, app) = pod.to_app(facts, own.clone()).await?;
-        Ok((taken, authorized, app))
-    };
     tokio::select! {
-        connected = connected => connected,
+        connected = tunnel.pod.admit_to_app(facts, own.clone()) => connected,
         () = incoming.abandoned() => Err(Failure::Abandoned),
     }
 }

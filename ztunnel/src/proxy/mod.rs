@@ -221,6 +221,19 @@ impl PodProxy {
         Ok((authorized, app))
     }
 
+    /// The same for what was not accepted as a connection of its own, once there is memory for it: somebody waits, so not for ever.
+    async fn admit_to_app(
+        &self,
+        facts: policy::Facts,
+        own: Arc<Workload>,
+    ) -> Result<(Taken, AuthorizedConnection, TcpStream), failure::Inbound> {
+        let left = self.room_left(Reporter::Destination);
+        tokio::time::timeout(ROOM_DEADLINE, left).await.map_err(|_| failure::Inbound::NoRoom)?;
+        let taken = self.room.take();
+        let (authorized, app) = self.to_app(facts, own).await?;
+        Ok((taken, authorized, app))
+    }
+
     /// Sockets that the agent sent for this worker.
     pub fn restock(&self, sockets: Vec<OwnedFd>) {
         self.stock.put(sockets);
@@ -249,17 +262,10 @@ impl PodProxy {
     }
 
     async fn accept_one(&self, listener: &Listener, line: Line) -> Accepted {
-        if line != Line::Hbone {
+        if line.takes_room() {
             self.room_left(line.reporter()).await;
         }
         listener.accept().await
-    }
-
-    /// For a connection that others are waiting for: not for ever.
-    async fn admit(&self) -> Result<Taken, failure::Inbound> {
-        let left = self.room_left(Reporter::Destination);
-        tokio::time::timeout(ROOM_DEADLINE, left).await.map_err(|_| failure::Inbound::NoRoom)?;
-        Ok(self.room.take())
     }
 
     /// Waits for as long as there is no memory for another connection.
@@ -280,7 +286,7 @@ impl PodProxy {
             _guard: self.shared.drain.guard(),
             _open: self.shared.metrics.socket_opened(line.reporter()),
             _carried: self.shared.metrics.carried(worker),
-            _taken: (line != Line::Hbone).then(|| self.room.take()),
+            _taken: line.takes_room().then(|| self.room.take()),
             _seat: seat,
         };
         if worker == self.worker {

@@ -133,12 +133,7 @@ pub(super) async fn connect(
         source: call.accepted.peer.addr(),
         destination: target.addr(),
     };
-    let connected = async {
-        let taken = to.admit().await?;
-        let (authorized, app) = to.to_app(about, own).await?;
-        Ok((taken, authorized, app))
-    };
-    let (_taken, authorized, app) = match connected.await {
+    let (_taken, authorized, app) = match to.admit_to_app(about, own).await {
         Ok(connected) => connected,
         Err(failure) => {
             let answer = answered(&failure);

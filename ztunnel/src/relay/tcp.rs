@@ -58,11 +58,7 @@ impl Transmit for TcpTransmit<'_> {
     }
 
     async fn finish(&self) -> Result<(), Broken> {
-        match end_sending(self.write.as_ref()) {
-            Ok(()) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
-            Err(error) => Err(broken(error, self.side)),
-        }
+        end_sending(self.write.as_ref()).map_err(|error| broken(error, self.side))
     }
 
     async fn reset(&self) -> Broken {

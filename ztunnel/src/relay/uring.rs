@@ -9,7 +9,6 @@
 //! `transmit` is dropped is over.
 
 use std::future::poll_fn;
-use std::io;
 
 use bytes::Bytes;
 
@@ -61,11 +60,7 @@ impl Transmit for UringTransmit<'_> {
     }
 
     async fn finish(&self) -> Result<(), Broken> {
-        match end_sending(self.socket.stream()) {
-            Ok(()) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
-            Err(error) => Err(broken(error, self.side)),
-        }
+        end_sending(self.socket.stream()).map_err(|error| broken(error, self.side))
     }
 
     async fn reset(&self) -> Broken {

@@ -45,7 +45,7 @@ impl Group {
         if super::is_running() {
             // A pointer of its own each time: reading ended what the kernel was given before.
             let memory = self.buffers.borrow_mut()[usize::from(id)].as_mut_ptr();
-            operation::provide(self.clone(), memory, id, 1);
+            operation::provide(self.clone(), memory, id);
         }
     }
 }

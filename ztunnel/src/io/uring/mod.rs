@@ -11,9 +11,10 @@
 //! bulk               receive into a large buffer ────▶ at most a few of these are lent on a worker
 //! ```
 //!
-//! So a connection that had nothing to read for a while costs no buffer, but one that fell silent after bulk keeps its large one; a worker has 1 MiB of small ones, and lends up to 2 MiB of large ones. Each operation
-//! holds its socket and its memory (`operation`) until the kernel is done with both, whoever has lost interest. A dropped socket
-//! cancels what it has in flight, and is closed when that came back: in the turn of the worker's loop after the next.
+//! So a connection that had nothing to read for a while costs no buffer, but one that fell silent after bulk keeps its large one; a
+//! worker has 1 MiB of small ones, and lends up to 2 MiB of large ones. Each operation holds its socket and its memory
+//! (`operation`) until the kernel is done with both, whoever has lost interest. A dropped socket cancels what it has in flight,
+//! and is closed when that came back: in the turn of the worker's loop after the next.
 //!
 //! # What tokio-uring leaves to its user
 //!

@@ -82,10 +82,17 @@ impl<D: Unpin> Future for Operation<D> {
 /// `entry` names no memory but what `data` owns, at an address that does not change when `data` is moved.
 fn submit<D: 'static>(entry: squeue::Entry, data: D) -> Operation<D> {
     PUSHED.set(true);
+    Operation(begun(UnsubmittedOneshot::new(Held(Some(data)), Outcome(PhantomData), entry)))
+}
+
+fn begun<D, T>(operation: UnsubmittedOneshot<D, T>) -> InFlightOneshot<D, T>
+where
+    T: OneshotOutputTransform<StoredData = D>,
+{
     let unwinding = EndsTheProcess;
-    let submitted = UnsubmittedOneshot::new(Held(Some(data)), Outcome(PhantomData), entry).submit();
+    let submitted = operation.submit();
     std::mem::forget(unwinding);
-    Operation(submitted)
+    submitted
 }
 
 /// tokio-uring panics where the kernel takes no operation, and then waits for ever for one that was never begun. A task would
@@ -133,9 +140,9 @@ pub(super) fn cancel_all(socket: Rc<TcpStream>) {
     drop(submit(opcode::AsyncCancel2::new(all).build(), socket));
 }
 
-/// Gives small buffers to the kernel: `count` of them, one behind the other in `memory`, which `group` owns.
-pub(super) fn provide(group: Rc<Group>, memory: *mut u8, first: u16, count: u16) {
-    let entry = opcode::ProvideBuffers::new(memory, group::SIZE as i32, count, group::ID, first);
+/// Gives a small buffer to the kernel: `memory`, which `group` owns.
+pub(super) fn provide(group: Rc<Group>, memory: *mut u8, id: u16) {
+    let entry = opcode::ProvideBuffers::new(memory, group::SIZE as i32, 1, group::ID, id);
     drop(submit(entry.build(), group));
 }
 
@@ -148,7 +155,5 @@ pub(super) fn nothing() {
 
         fn transform_oneshot_output(self, (): (), _: cqueue::Entry) {}
     }
-    let unwinding = EndsTheProcess;
-    drop(UnsubmittedOneshot::new((), Unseen, opcode::Nop::new().build()).submit());
-    std::mem::forget(unwinding);
+    drop(begun(UnsubmittedOneshot::new((), Unseen, opcode::Nop::new().build())));
 }

@@ -294,7 +294,7 @@ impl Manager {
             addresses: pod.addresses.clone(),
             identity,
         });
-        let stop = CancellationToken::new();
+        let stop = self.shared.drain.force().child_token();
         // Known before the workers start, because they ask for sockets at once.
         let enrolled = Enrolled {
             facts: facts.clone(),

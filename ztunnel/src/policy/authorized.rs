@@ -34,14 +34,16 @@ impl AuthorizedConnection {
     }
 
     /// Resolves when a change of policies or workloads denies the connection.
-    pub async fn revoked(&self) -> Denied {
-        let live = &self.registered.live;
-        loop {
-            let revoked = live.revoked.notified();
-            if let Some(denied) = live.denied.borrow().clone() {
-                return denied;
+    pub fn revoked(&self) -> impl Future<Output = Denied> {
+        let live = &*self.registered.live;
+        async move {
+            loop {
+                let revoked = live.revoked.notified();
+                if let Some(denied) = live.denied.borrow().clone() {
+                    return denied;
+                }
+                revoked.await;
             }
-            revoked.await;
         }
     }
 

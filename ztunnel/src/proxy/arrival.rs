@@ -4,12 +4,11 @@ use std::net::TcpStream as StdStream;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use futures::future::LocalBoxFuture;
 use tokio::net::TcpStream;
 use ztunnel_model::{LocalAddr, OrigDst, PeerAddr};
 
 use super::seats::{Seat, Whose};
-use super::{PodProxy, inbound, outbound, passthrough};
+use super::{Opening, PodProxy, inbound, outbound, passthrough};
 use crate::io::budget::Taken;
 use crate::net::listen::Accepted;
 use crate::shutdown::Guard;
@@ -64,11 +63,11 @@ impl Line {
         self != Self::Hbone
     }
 
-    pub(super) fn serve(self, pod: Rc<PodProxy>, accepted: Accepted) -> LocalBoxFuture<'static, ()> {
+    pub(super) fn open(self, pod: Rc<PodProxy>, accepted: Accepted) -> Opening {
         match self {
-            Self::Outbound => Box::pin(outbound::serve(pod, accepted)),
-            Self::Plaintext => Box::pin(passthrough::serve(pod, accepted)),
-            Self::Hbone => Box::pin(inbound::serve(pod, accepted)),
+            Self::Outbound => Box::pin(outbound::open(pod, accepted)),
+            Self::Plaintext => Box::pin(passthrough::open(pod, accepted)),
+            Self::Hbone => Box::pin(inbound::open(pod, accepted)),
         }
     }
 }

@@ -8,10 +8,9 @@ use tokio_util::sync::CancellationToken;
 use ztunnel_model::{Authority, LocalAddr, PeerAddr, Workload};
 
 use super::failure::{self, Inbound as Failure};
-use super::live::{Direction, Listed};
-use super::{CERTIFICATE_DEADLINE, LiveConnection, PodProxy};
+use super::live::Direction;
+use super::{CERTIFICATE_DEADLINE, Carried, LiveConnection, PodProxy, until_stopped};
 use crate::hbone::server::{self, Incoming};
-use crate::hbone::stream::Stream;
 use crate::hbone::{HANDSHAKE_DEADLINE, headers};
 use crate::io::budget::Taken;
 use crate::io::share::as_one_of;
@@ -29,22 +28,15 @@ struct Tunnel {
     addr: PeerAddr,
     local: LocalAddr,
     peer: VerifiedPeer,
+    /// A revocation of the peer ended the tunnel.
+    revoked: CancellationToken,
 }
 
-/// A stream that reached the application.
-struct Established {
-    stream: Stream,
-    app: Connection,
-    authorized: AuthorizedConnection,
-    event: events::Connection,
-    _listed: Listed,
-    _taken: Taken,
-}
-
-pub(super) async fn serve(pod: Rc<PodProxy>, accepted: Accepted) {
+pub(super) async fn open(pod: Rc<PodProxy>, accepted: Accepted) -> Option<Carried> {
     let Accepted { stream, peer, local, .. } = accepted;
     let failed = |rejection: Rejection, error: String| {
         HandshakeFailed { rejection, src: peer.addr(), dst: local.addr(), error }.emit(&pod.shared.metrics);
+        None
     };
     pod.meters.handshakes.inc();
     let svid = match pod.svid.wait(CERTIFICATE_DEADLINE).await {
@@ -63,60 +55,35 @@ pub(super) async fn serve(pod: Rc<PodProxy>, accepted: Accepted) {
     if tls.tracked().is_none() {
         pod.shared.metrics.count_crl_untracked(Reporter::Destination);
     }
-    let tunnel = Rc::new(Tunnel { pod: pod.clone(), addr: peer, local, peer: verified });
-    let account = pod.called_by(peer.ip());
-    let (drain, stop) = (pod.shared.drain.graceful().clone(), pod.stop.clone());
     let revoked = CancellationToken::new();
-    let force = pod.shared.drain.force().clone();
+    Some(Box::pin(serve(Rc::new(Tunnel { pod, addr: peer, local, peer: verified, revoked }), tls)))
+}
+
+async fn serve(tunnel: Rc<Tunnel>, tls: tls::Stream) {
+    let (pod, revoked) = (&tunnel.pod, tunnel.revoked.clone());
+    let account = pod.called_by(tunnel.addr.ip());
     let handle = |incoming: Incoming| {
-        let (tunnel, stop, force, revoked) = (tunnel.clone(), stop.clone(), force.clone(), revoked.clone());
-        let guard = tunnel.pod.shared.drain.guard();
-        as_one_of(&account, async move {
-            tokio::select! {
-                () = serve_stream(tunnel, incoming, revoked) => {}
-                () = stop.cancelled() => {}
-                () = force.cancelled() => {}
-            }
-            drop(guard);
-        })
+        let opening = Box::pin(open_stream(tunnel.clone(), incoming));
+        as_one_of(&account, until_stopped(pod.stop.clone(), opening, pod.shared.drain.guard()))
     };
-    let signals = server::Signals { drain, stop: stop.clone(), revoked: revoked.clone() };
+    let signals =
+        server::Signals { drain: pod.shared.drain.graceful().clone(), stop: pod.stop.clone(), revoked };
     if let Err(error) = server::serve(tls, &pod.shared.hbone, signals, handle).await {
         if matches!(error, server::Error::Revoked(_)) {
             pod.shared.metrics.count_crl_rejection(Reporter::Destination);
         }
-        failed(failure::http2_rejection(&error), error.to_string());
+        let (src, dst) = (tunnel.addr.addr(), tunnel.local.addr());
+        let rejection = failure::http2_rejection(&error);
+        HandshakeFailed { rejection, src, dst, error: error.to_string() }.emit(&pod.shared.metrics);
     }
 }
 
-async fn serve_stream(tunnel: Rc<Tunnel>, incoming: Incoming, revoked: CancellationToken) {
-    // Boxed, and with it gone before the relay begins: opening takes more memory than all the life that follows.
-    if let Some(established) = Box::pin(open_stream(&tunnel, incoming)).await {
-        carry(&tunnel.pod, established, &revoked).await;
-    }
-}
-
-async fn carry(pod: &PodProxy, established: Established, revoked: &CancellationToken) {
-    let Established { stream, mut app, authorized, event, _listed, _taken } = established;
-    let (up, down) = pod.meters.relayed(&event);
-    let relayed = app.relay(stream.halves(), up, down);
-    let result = tokio::select! {
-        result = relayed => result.map_err(Failure::from),
-        denied = authorized.revoked() => Err(Failure::Revoked(denied)),
-        () = revoked.cancelled() => Err(Failure::CertificateRevoked),
-    };
-    if result.is_err() {
-        app.reset_on_close();
-    }
-    event.finish(result.map_err(Into::into));
-}
-
-/// The way to the application, and the answer to the peer; none when it was refused or failed, which is told then.
-async fn open_stream(tunnel: &Tunnel, mut incoming: Incoming) -> Option<Established> {
+/// The way to the application, and the answer to the peer.
+async fn open_stream(tunnel: Rc<Tunnel>, mut incoming: Incoming) -> Option<Carried> {
     let pod = &tunnel.pod;
     pod.meters.count_connection(Reporter::Destination);
     let authority = incoming.authority_text().to_owned();
-    let (own, target) = match target(tunnel, &incoming).await {
+    let (own, target) = match target(&tunnel, &incoming).await {
         Ok(found) => found,
         Err(failure) => {
             let (rejection, status) = (Rejection::Request, failure.status());
@@ -127,9 +94,9 @@ async fn open_stream(tunnel: &Tunnel, mut incoming: Incoming) -> Option<Establis
         }
     };
     let event =
-        events::Connection::open(&pod.shared.metrics, facts(tunnel, &own, target, authority, &incoming));
+        events::Connection::open(&pod.shared.metrics, facts(&tunnel, &own, target, authority, &incoming));
     let original_dst = headers::forwarded_host(incoming.headers()).map(str::to_owned);
-    let (_taken, authorized, app) = match establish(tunnel, &own, target, &mut incoming).await {
+    let (taken, authorized, app) = match establish(&tunnel, &own, target, &mut incoming).await {
         Ok(established) => established,
         Err(failure) => {
             incoming.refuse(failure.status());
@@ -145,14 +112,28 @@ async fn open_stream(tunnel: &Tunnel, mut incoming: Incoming) -> Option<Establis
             return None;
         }
     };
-    let _listed = pod.live.add(LiveConnection {
+    let listed = pod.live.add(LiveConnection {
         direction: Direction::Inbound,
         src: tunnel.addr.addr(),
         original_dst,
         actual_dst: target.addr(),
         protocol: "HBONE",
     });
-    Some(Established { stream, app: Connection::new(app), authorized, event, _listed, _taken })
+    let mut app = Connection::new(app);
+    Some(Box::pin(async move {
+        let (up, down) = tunnel.pod.meters.relayed(&event);
+        let relayed = app.relay(stream.halves(), up, down);
+        let result = tokio::select! {
+            result = relayed => result.map_err(Failure::from),
+            denied = authorized.revoked() => Err(Failure::Revoked(denied)),
+            () = tunnel.revoked.cancelled() => Err(Failure::CertificateRevoked),
+        };
+        if result.is_err() {
+            app.reset_on_close();
+        }
+        drop((listed, taken));
+        event.finish(result.map_err(Into::into));
+    }))
 }
 
 /// What the request asks for, before policy.

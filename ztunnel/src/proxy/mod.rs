@@ -22,6 +22,7 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::LocalBoxFuture;
 use redirect::client::Listeners;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
@@ -107,6 +108,12 @@ pub struct Place {
 
 pub type Elsewhere = Box<dyn Fn(usize, Arrival)>;
 
+/// A connection that is open, until it ends. Opening it takes several times the memory of all the life that follows, so it is a
+/// future of its own, gone by then.
+type Carried = LocalBoxFuture<'static, ()>;
+/// None when it was refused or failed, which is told by then.
+type Opening = LocalBoxFuture<'static, Option<Carried>>;
+
 /// One pod on one worker.
 pub struct PodProxy {
     facts: Arc<PodFacts>,
@@ -128,7 +135,7 @@ pub struct PodProxy {
     callers: RefCell<HashMap<IpAddr, Weak<Account>>>,
     /// Ends the accepting on the listeners in use.
     listening: RefCell<CancellationToken>,
-    /// Ends everything of this pod at once.
+    /// Ends everything of this pod at once, and when the process ends everything.
     stop: CancellationToken,
 }
 
@@ -303,16 +310,8 @@ impl PodProxy {
             Line::Outbound => self.account.clone(),
             Line::Plaintext | Line::Hbone => self.called_by(accepted.peer.ip()),
         };
-        let served = line.serve(self.clone(), accepted);
-        let (stop, force) = (self.stop.clone(), self.shared.drain.force().clone());
-        tokio::task::spawn_local(as_one_of(&account, async move {
-            tokio::select! {
-                () = served => {}
-                () = stop.cancelled() => {}
-                () = force.cancelled() => {}
-            }
-            drop(held);
-        }));
+        let opening = line.open(self.clone(), accepted);
+        tokio::task::spawn_local(as_one_of(&account, until_stopped(self.stop.clone(), opening, held)));
     }
 
     /// The account of what a caller does with this pod.
@@ -357,6 +356,19 @@ impl PodProxy {
             }
         });
     }
+}
+
+async fn until_stopped<H>(stop: CancellationToken, opening: Opening, held: H) {
+    let served = async {
+        if let Some(carried) = opening.await {
+            carried.await;
+        }
+    };
+    tokio::select! {
+        () = served => {}
+        () = stop.cancelled() => {}
+    }
+    drop(held);
 }
 
 fn account(meters: &PodMeters) -> Rc<Account> {

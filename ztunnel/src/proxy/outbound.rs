@@ -11,7 +11,7 @@ use ztunnel_model::{Hop, Workload, WorkloadUid};
 use super::failure::{DialFailure, Outbound as Failure};
 use super::live::{Direction, Listed};
 use super::neighbour::{self, Beside, Call};
-use super::{CERTIFICATE_DEADLINE, LiveConnection, PodProxy, STOCK_DEADLINE};
+use super::{CERTIFICATE_DEADLINE, Carried, LiveConnection, PodProxy, STOCK_DEADLINE};
 use crate::hbone::client::Connected;
 use crate::hbone::headers;
 use crate::hbone::{DIAL_DEADLINE, HANDSHAKE_DEADLINE, pool};
@@ -38,36 +38,52 @@ enum Far {
 struct Opened {
     far: Far,
     event: events::Connection,
-    _listed: Listed,
+    listed: Listed,
 }
 
-pub(super) async fn serve(pod: Rc<PodProxy>, accepted: Accepted) {
-    // Boxed, and with it gone before the relay begins: opening takes more memory than all the life that follows.
-    let Some(opened) = Box::pin(open(&pod, &accepted)).await else {
-        return reset_on_close(&accepted.stream);
-    };
-    carry(&pod, Connection::new(accepted.stream), opened).await;
+pub(super) async fn open(pod: Rc<PodProxy>, accepted: Accepted) -> Option<Carried> {
+    match find_way(&pod, &accepted).await {
+        Some(opened) => Some(carry(pod, Connection::new(accepted.stream), opened)),
+        None => {
+            reset_on_close(&accepted.stream);
+            None
+        }
+    }
 }
 
-async fn carry(pod: &PodProxy, mut app: Connection, Opened { far, event, _listed }: Opened) {
-    let (up, down) = pod.meters.relayed(&event);
-    let result = match far {
-        Far::Stream(connected) => {
+/// Each way has a future of its own, so that none is as large as the largest.
+fn carry(pod: Rc<PodProxy>, mut app: Connection, Opened { far, event, listed }: Opened) -> Carried {
+    match far {
+        Far::Stream(connected) => Box::pin(async move {
+            let (up, down) = pod.meters.relayed(&event);
             let result = app.relay(connected.stream.halves(), up, down).await;
             let revoked = connected.hold.revoked();
-            result.map_err(|broken| revoked.map_or_else(|| broken.into(), Failure::Revoked))
-        }
-        Far::Beside(beside) => neighbour::carry(&mut app, up, down, *beside).await,
-        Far::Tcp(stream) => app.relay_to(&mut Connection::new(stream), up, down).await.map_err(Failure::from),
-    };
+            let result = result.map_err(|broken| revoked.map_or_else(|| broken.into(), Failure::Revoked));
+            finish(&pod, event, listed, result);
+        }),
+        Far::Beside(beside) => Box::pin(async move {
+            let (up, down) = pod.meters.relayed(&event);
+            let result = neighbour::carry(&mut app, up, down, *beside).await;
+            finish(&pod, event, listed, result);
+        }),
+        Far::Tcp(stream) => Box::pin(async move {
+            let (up, down) = pod.meters.relayed(&event);
+            let result = app.relay_to(&mut Connection::new(stream), up, down).await;
+            finish(&pod, event, listed, result.map_err(Failure::from));
+        }),
+    }
+}
+
+fn finish(pod: &PodProxy, event: events::Connection, listed: Listed, result: Result<(), Failure>) {
     if matches!(result, Err(Failure::Revoked(_))) {
         pod.shared.metrics.count_crl_rejection(Reporter::Source);
     }
+    drop(listed);
     event.finish(result.map_err(Into::into));
 }
 
 /// The way to the destination; none when it was refused or failed, which is told then.
-async fn open(pod: &Rc<PodProxy>, accepted: &Accepted) -> Option<Opened> {
+async fn find_way(pod: &Rc<PodProxy>, accepted: &Accepted) -> Option<Opened> {
     pod.meters.count_connection(Reporter::Source);
     let own = pod.own_or_said();
     if let Some(demand) = &pod.shared.demand {
@@ -94,7 +110,7 @@ async fn open(pod: &Rc<PodProxy>, accepted: &Accepted) -> Option<Opened> {
     let facts = facts(pod, &own, accepted, trace, &route, security);
     let event = events::Connection::open_since(&pod.shared.metrics, facts, started);
     match connected {
-        Ok(far) => Some(Opened { event, _listed: pod.live.add(listing(accepted, &route, &far)), far }),
+        Ok(far) => Some(Opened { event, listed: pod.live.add(listing(accepted, &route, &far)), far }),
         Err(failure) => {
             event.finish(Err(failure.into()));
             None

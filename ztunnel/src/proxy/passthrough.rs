@@ -7,7 +7,7 @@ use ztunnel_model::Workload;
 
 use super::failure::Inbound as Failure;
 use super::live::Direction;
-use super::{LiveConnection, PodProxy};
+use super::{Carried, LiveConnection, PodProxy};
 use crate::net::listen::Accepted;
 use crate::net::socket::reset_on_close;
 use crate::policy;
@@ -16,11 +16,12 @@ use crate::route::inbound::{Target, plaintext, service_of};
 use crate::telemetry::events::{self, EarlyDeny, Endpoint, Facts, Reporter, Security};
 use crate::tls::verify::{Peer, Unproven};
 
-pub(super) async fn serve(pod: Rc<PodProxy>, accepted: Accepted) {
+pub(super) async fn open(pod: Rc<PodProxy>, accepted: Accepted) -> Option<Carried> {
     let deny = |failure: Failure| {
         let (src, dst) = (accepted.peer.addr(), accepted.orig_dst.addr());
         EarlyDeny { reporter: Reporter::Destination, src, dst, error: failure.to_string() }.emit();
         reset_on_close(&accepted.stream);
+        None
     };
     pod.meters.count_connection(Reporter::Destination);
     let target = match plaintext(accepted.orig_dst) {
@@ -36,14 +37,15 @@ pub(super) async fn serve(pod: Rc<PodProxy>, accepted: Accepted) {
         source: accepted.peer.addr(),
         destination: target.addr(),
     };
-    let (authorized, app) = match Box::pin(pod.to_app(about, own)).await {
+    let (authorized, app) = match pod.to_app(about, own).await {
         Ok(established) => established,
         Err(failure) => {
             reset_on_close(&accepted.stream);
-            return event.finish(Err(failure.into()));
+            event.finish(Err(failure.into()));
+            return None;
         }
     };
-    let _listed = pod.live.add(LiveConnection {
+    let listed = pod.live.add(LiveConnection {
         direction: Direction::Inbound,
         src: accepted.peer.addr(),
         original_dst: None,
@@ -51,16 +53,19 @@ pub(super) async fn serve(pod: Rc<PodProxy>, accepted: Accepted) {
         protocol: "TCP",
     });
     let (mut app, mut far) = (Connection::new(app), Connection::new(accepted.stream));
-    let (up, down) = pod.meters.relayed(&event);
-    let relayed = app.relay_to(&mut far, up, down);
-    let result = tokio::select! {
-        result = relayed => result.map_err(Failure::from),
-        denied = authorized.revoked() => Err(Failure::Revoked(denied)),
-    };
-    if result.is_err() {
-        [&app, &far].into_iter().for_each(Connection::reset_on_close);
-    }
-    event.finish(result.map_err(Into::into));
+    Some(Box::pin(async move {
+        let (up, down) = pod.meters.relayed(&event);
+        let relayed = app.relay_to(&mut far, up, down);
+        let result = tokio::select! {
+            result = relayed => result.map_err(Failure::from),
+            denied = authorized.revoked() => Err(Failure::Revoked(denied)),
+        };
+        if result.is_err() {
+            [&app, &far].into_iter().for_each(Connection::reset_on_close);
+        }
+        drop(listed);
+        event.finish(result.map_err(Into::into));
+    }))
 }
 
 fn facts(pod: &PodProxy, own: &Arc<Workload>, accepted: &Accepted, target: Target) -> Facts {

@@ -79,12 +79,12 @@ pub trait Transmit {
 
 /// Relays until both directions ended or one broke. `on_up` and `on_down` count bytes from and to the application
 /// after they were handed on.
-pub async fn relay<AR, AT, FR, FT>(
+pub fn relay<AR, AT, FR, FT>(
     app: (AR, AT),
     far: (FR, FT),
     on_up: impl Fn(usize),
     on_down: impl Fn(usize),
-) -> Result<(), Broken>
+) -> impl Future<Output = Result<(), Broken>>
 where
     AR: Receive,
     AT: Transmit,
@@ -93,20 +93,23 @@ where
 {
     let (mut app_receive, app_transmit) = app;
     let (mut far_receive, far_transmit) = far;
-    let (app_ended, far_ended) = (Ended::default(), Ended::default());
-    let result = futures::future::try_join(
-        carry(&mut app_receive, &far_transmit, on_up, &app_ended, &far_ended),
-        carry(&mut far_receive, &app_transmit, on_down, &far_ended, &app_ended),
-    )
-    .await;
-    match result {
-        Ok(((), ())) => Ok(()),
-        Err(broken) => {
-            app_transmit.abort();
-            far_transmit.abort();
-            match broken {
-                Broken::Reset(_) => Ok(()),
-                Broken::Io { .. } => Err(broken),
+    // Not an async fn, nor is `carry`: that keeps its arguments twice, for as long as the connection lives.
+    async move {
+        let (app_ended, far_ended) = (Ended::default(), Ended::default());
+        let result = futures::future::try_join(
+            carry(&mut app_receive, &far_transmit, &on_up, (&app_ended, &far_ended)),
+            carry(&mut far_receive, &app_transmit, &on_down, (&far_ended, &app_ended)),
+        )
+        .await;
+        match result {
+            Ok(((), ())) => Ok(()),
+            Err(broken) => {
+                app_transmit.abort();
+                far_transmit.abort();
+                match broken {
+                    Broken::Reset(_) => Ok(()),
+                    Broken::Io { .. } => Err(broken),
+                }
             }
         }
     }
@@ -135,31 +138,34 @@ impl Ended {
     }
 }
 
-/// `from_ended` and `to_ended` are about the two sides. Who has ended is no longer read, so that its reset would go
+/// `ended` is about the two sides, `from` first. Who has ended is no longer read, so that its reset would go
 /// unseen for as long as the other is silent; it is watched for instead.
-async fn carry<R: Receive, T: Transmit>(
+fn carry<R: Receive, T: Transmit>(
     from: &mut R,
     to: &T,
-    count: impl Fn(usize),
-    from_ended: &Ended,
-    to_ended: &Ended,
-) -> Result<(), Broken> {
-    loop {
-        let received = tokio::select! {
-            biased;
-            received = from.receive(|bytes| to.offer(bytes)) => received?,
-            broken = async { poll_fn(|context| to_ended.poll(context)).await; to.reset().await } => return Err(broken),
-        };
-        let Some(Read { taken, rest }) = received else { break };
-        let length = taken + rest.len();
-        if !rest.is_empty() {
-            to.transmit(rest).await?;
+    count: &impl Fn(usize),
+    ended: (&Ended, &Ended),
+) -> impl Future<Output = Result<(), Broken>> {
+    let (from_ended, to_ended) = ended;
+    async move {
+        loop {
+            let received = tokio::select! {
+                biased;
+                received = from.receive(|bytes| to.offer(bytes)) => received?,
+                // Boxed: few connections have a side that ended long before the other, and the others need no memory for it.
+                broken = async { poll_fn(|context| to_ended.poll(context)).await; Box::pin(to.reset()).await } => return Err(broken),
+            };
+            let Some(Read { taken, rest }) = received else { break };
+            let length = taken + rest.len();
+            if !rest.is_empty() {
+                to.transmit(rest).await?;
+            }
+            from.taken(length);
+            count(length);
         }
-        from.taken(length);
-        count(length);
+        from_ended.say();
+        to.finish().await
     }
-    from_ended.say();
-    to.finish().await
 }
 
 #[cfg(test)]

@@ -49,7 +49,9 @@ impl Transmit for TcpTransmit<'_> {
             match self.write.try_write(&bytes) {
                 Ok(count) => bytes.advance(count),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.write.writable().await.map_err(|error| broken(error, self.side))?;
+                    // Nobody else waits to write; and its waker is kept by the socket, not in every connection's future.
+                    let writable = poll_fn(|context| self.write.as_ref().poll_write_ready(context));
+                    writable.await.map_err(|error| broken(error, self.side))?;
                 }
                 Err(error) => return Err(broken(error, self.side)),
             }

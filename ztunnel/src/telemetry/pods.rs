@@ -83,17 +83,12 @@ impl PodMeters {
 
     /// Count, of a connection and of the pod that tells of it, what its application sent, and what was handed to it.
     pub fn relayed<'a>(&'a self, event: &'a Connection) -> (impl Fn(usize) + 'a, impl Fn(usize) + 'a) {
-        let client = event.facts().reporter == Reporter::Source;
-        let count = move |towards_server: bool, bytes: u64| match towards_server {
-            true => event.add_received(bytes),
-            false => event.add_sent(bytes),
-        };
         let sent = move |bytes: usize| {
-            count(client, bytes as u64);
+            event.count(event.reporter() == Reporter::Source, bytes as u64);
             self.sent.inc_by(bytes as u64);
         };
         let received = move |bytes: usize| {
-            count(!client, bytes as u64);
+            event.count(event.reporter() == Reporter::Destination, bytes as u64);
             self.received.inc_by(bytes as u64);
         };
         (sent, received)

@@ -1,7 +1,7 @@
 //! One connection: its byte counts, its metrics and its access log line.
 
+use std::cell::Cell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use tracing::{Level, event};
@@ -13,40 +13,18 @@ use crate::telemetry::labels::Series;
 /// An open connection. Dropped without `finish`, it says that the drain cut it.
 pub struct Connection {
     metrics: Arc<Metrics>,
-    bytes: Arc<Bytes>,
-    // Boxed: it is read at the end only, and must not make every connection's future larger.
-    facts: Box<Facts>,
-    started: Instant,
+    // Boxed: whoever moves bytes keeps a connection in its future, and there are as many of these as connections.
+    told: Box<Told>,
     ended: bool,
 }
 
-/// The bytes of one connection, counted for its log line and for the metrics at once, without any look-up.
-pub struct Bytes {
-    received: AtomicU64,
-    sent: AtomicU64,
+struct Told {
+    facts: Facts,
+    started: Instant,
+    /// Where its bytes are counted for the metrics, without any look-up.
     series: Arc<Series>,
-}
-
-impl Bytes {
-    /// Bytes that went from client to server.
-    pub fn add_received(&self, bytes: u64) {
-        self.received.fetch_add(bytes, Ordering::Relaxed);
-        self.series.received.inc_by(bytes);
-    }
-
-    /// Bytes that went from server to client.
-    pub fn add_sent(&self, bytes: u64) {
-        self.sent.fetch_add(bytes, Ordering::Relaxed);
-        self.series.sent.inc_by(bytes);
-    }
-
-    pub fn received(&self) -> u64 {
-        self.received.load(Ordering::Relaxed)
-    }
-
-    pub fn sent(&self) -> u64 {
-        self.sent.load(Ordering::Relaxed)
-    }
+    received: Cell<u64>,
+    sent: Cell<u64>,
 }
 
 macro_rules! access {
@@ -87,32 +65,34 @@ impl Connection {
     pub fn open_since(metrics: &Arc<Metrics>, facts: Facts, started: Instant) -> Self {
         let series = metrics.traffic.open(&facts);
         access!(Level::DEBUG, &facts, "connection opened");
-        Self {
-            metrics: Arc::clone(metrics),
-            bytes: Arc::new(Bytes { received: AtomicU64::new(0), sent: AtomicU64::new(0), series }),
-            facts: Box::new(facts),
-            started,
-            ended: false,
-        }
-    }
-
-    /// The connection's counters, to be held by whoever moves the bytes.
-    pub fn bytes(&self) -> &Arc<Bytes> {
-        &self.bytes
+        let (received, sent) = Default::default();
+        let told = Box::new(Told { facts, started, series, received, sent });
+        Self { metrics: Arc::clone(metrics), told, ended: false }
     }
 
     /// Bytes that went from client to server.
     pub fn add_received(&self, bytes: u64) {
-        self.bytes.add_received(bytes);
+        let Told { received, series, .. } = &*self.told;
+        received.set(received.get() + bytes);
+        series.received.inc_by(bytes);
     }
 
     /// Bytes that went from server to client.
     pub fn add_sent(&self, bytes: u64) {
-        self.bytes.add_sent(bytes);
+        let Told { sent, series, .. } = &*self.told;
+        sent.set(sent.get() + bytes);
+        series.sent.inc_by(bytes);
     }
 
-    pub fn facts(&self) -> &Facts {
-        &self.facts
+    pub fn count(&self, towards_server: bool, bytes: u64) {
+        match towards_server {
+            true => self.add_received(bytes),
+            false => self.add_sent(bytes),
+        }
+    }
+
+    pub fn reporter(&self) -> Reporter {
+        self.told.facts.reporter
     }
 
     pub fn finish(mut self, result: Result<(), Failure>) {
@@ -121,18 +101,19 @@ impl Connection {
 
     fn end(&mut self, result: &Result<(), Failure>) {
         self.ended = true;
+        let Told { facts, started, series, received, sent } = &*self.told;
         let flag = result.as_ref().map_or_else(|failure| failure.flag, |()| Flag::None);
-        self.metrics.traffic.close(&self.bytes.series, flag);
+        self.metrics.traffic.close(series, flag);
         // The log speaks from the reporter's own point of view, the metrics from the server's.
-        let (sent, received) = match self.facts.reporter {
-            Reporter::Source => (self.bytes.received(), self.bytes.sent()),
-            Reporter::Destination => (self.bytes.sent(), self.bytes.received()),
+        let (sent, received) = match facts.reporter {
+            Reporter::Source => (received.get(), sent.get()),
+            Reporter::Destination => (sent.get(), received.get()),
         };
-        let duration = format!("{}ms", self.started.elapsed().as_millis());
+        let duration = format!("{}ms", started.elapsed().as_millis());
         match result {
             Ok(()) => access!(
                 Level::INFO,
-                &self.facts,
+                facts,
                 "connection complete",
                 bytes_sent = sent,
                 bytes_recv = received,
@@ -140,7 +121,7 @@ impl Connection {
             ),
             Err(failure) => access!(
                 Level::ERROR,
-                &self.facts,
+                facts,
                 "connection complete",
                 bytes_sent = sent,
                 bytes_recv = received,

@@ -15,7 +15,7 @@ use ztunnel_model::{Identity, Service, Workload, WorkloadUid};
 
 use super::Metrics;
 
-pub use connection::{Bytes, Connection};
+pub use connection::Connection;
 pub use trace::Trace;
 
 /// Which end of a connection tells about it.

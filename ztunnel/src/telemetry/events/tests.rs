@@ -96,7 +96,7 @@ fn run(json: bool, facts: Facts, result: Option<Result<(), Failure>>) -> (Vec<St
     let lines = lines(json, || {
         let connection = Connection::open(&metrics, facts);
         connection.add_received(10);
-        connection.bytes().add_received(1);
+        connection.add_received(1);
         connection.add_sent(22);
         match result {
             Some(result) => connection.finish(result),

@@ -27,6 +27,8 @@ pub struct Drain {
     graceful: CancellationToken,
     force: CancellationToken,
     alive: TaskTracker,
+    /// What makes more of it, until it saw that the drain has begun.
+    sources: TaskTracker,
     started: Arc<OnceLock<Instant>>,
     deadline: Duration,
 }
@@ -45,13 +47,15 @@ pub enum Outcome {
 
 impl Drain {
     pub fn new(deadline: Duration) -> Self {
-        let alive = TaskTracker::new();
+        let (alive, sources) = (TaskTracker::new(), TaskTracker::new());
         // Closed from the start: it only means that `wait` ends when the last guard goes; guards can still be made.
         alive.close();
+        sources.close();
         Self {
             graceful: CancellationToken::new(),
             force: CancellationToken::new(),
             alive,
+            sources,
             started: Arc::default(),
             deadline,
         }
@@ -84,6 +88,11 @@ impl Drain {
         Guard(self.alive.token())
     }
 
+    /// For what takes new work in, until it has stopped: all may be idle while it has not heard of the drain yet.
+    pub fn source(&self) -> Guard {
+        Guard(self.sources.token())
+    }
+
     pub fn alive(&self) -> usize {
         self.alive.len()
     }
@@ -92,7 +101,11 @@ impl Drain {
     pub async fn drained(&self) -> Outcome {
         self.graceful.cancelled().await;
         let started = *self.started.get().expect("invariant: `start` sets the time before it cancels");
-        let outcome = match tokio::time::timeout_at(started + self.deadline, self.alive.wait()).await {
+        let ended = async {
+            self.sources.wait().await;
+            self.alive.wait().await;
+        };
+        let outcome = match tokio::time::timeout_at(started + self.deadline, ended).await {
             Ok(()) => Outcome::Complete,
             Err(_) => Outcome::Cut(self.alive.len()),
         };
@@ -179,6 +192,21 @@ mod tests {
         worker.join().expect("the worker does not panic");
         assert_eq!(outcome, Outcome::Complete);
         assert!(drain.force().is_cancelled());
+    }
+
+    #[tokio::test]
+    async fn what_takes_work_in_is_waited_for_and_what_it_took_in() {
+        let drain = Drain::new(Duration::from_secs(60));
+        let source = drain.source();
+        assert_eq!(drain.alive(), 0);
+        drain.start("test");
+        let mut drained = Box::pin(drain.drained());
+        assert!(futures::poll!(&mut drained).is_pending());
+        let taken = drain.guard();
+        drop(source);
+        assert!(futures::poll!(&mut drained).is_pending());
+        drop(taken);
+        assert_eq!(drained.await, Outcome::Complete);
     }
 
     #[tokio::test]

@@ -10,6 +10,7 @@ const REGISTER_VERDICT: u32 = 0;
 const REGISTER: u32 = 1;
 
 const META_MARK: u32 = 3;
+const META_IIF: u32 = 4;
 const META_OIF: u32 = 5;
 const META_SKUID: u32 = 10;
 const META_NFPROTO: u32 = 15;
@@ -70,6 +71,16 @@ impl Expressions {
         self.load_v6(end).compare(Comparison::Equal, &address.octets())
     }
 
+    /// IPv4, and not this address.
+    pub fn other_v4(self, end: End, address: Ipv4Addr) -> Self {
+        self.load_v4(end).compare(Comparison::NotEqual, &address.octets())
+    }
+
+    /// IPv6, and not this address.
+    pub fn other_v6(self, end: End, address: Ipv6Addr) -> Self {
+        self.load_v6(end).compare(Comparison::NotEqual, &address.octets())
+    }
+
     pub fn in_set_v4(self, end: End, set: &str) -> Self {
         self.load_v4(end).look_up(set)
     }
@@ -97,6 +108,14 @@ impl Expressions {
 
     pub fn leaves_by_loopback(self) -> Self {
         self.load_meta(META_OIF).compare(Comparison::Equal, &LOOPBACK_INDEX.to_ne_bytes())
+    }
+
+    pub fn leaves_by_device(self) -> Self {
+        self.load_meta(META_OIF).compare(Comparison::NotEqual, &LOOPBACK_INDEX.to_ne_bytes())
+    }
+
+    pub fn arrives_by_device(self) -> Self {
+        self.load_meta(META_IIF).compare(Comparison::NotEqual, &LOOPBACK_INDEX.to_ne_bytes())
     }
 
     pub fn packet_mark(self, comparison: Comparison, mark: u32, mask: u32) -> Self {
@@ -129,6 +148,11 @@ impl Expressions {
 
     pub fn drop(self) -> Self {
         self.verdict(NF_DROP)
+    }
+
+    #[cfg(test)]
+    pub fn untracked(self) -> Self {
+        self.add("notrack", Attributes::new())
     }
 
     fn verdict(self, verdict: u32) -> Self {

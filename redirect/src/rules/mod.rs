@@ -42,6 +42,7 @@
 //! Dropping [`Installed`] or [`Closed`] leaves the rules in place: what they capture is then refused, never let through. Rules go
 //! only by [`withdraw`], which leaves the namespace as it was before.
 
+mod conntrack;
 pub(crate) mod exchange;
 mod expression;
 #[cfg(test)]
@@ -141,6 +142,9 @@ impl Closed {
     pub fn install() -> Result<Self, Error> {
         routing::install()?;
         nftables::install()?;
+        if let Err(error) = conntrack::forget_untranslated() {
+            tracing::warn!(%error, "a new connection may be refused that is like one before the rules");
+        }
         Ok(Self { _made_here: () })
     }
 

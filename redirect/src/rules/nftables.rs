@@ -10,7 +10,13 @@
 //! output     (nat)    first packet of connections that begin     → 15001, or marked 0x111 if proxy → app
 //! replies    (route)  every packet sent: app → proxy gets packet mark 0x111, by which table 100 brings it to the
 //!                     proxy's socket although its destination is the address of the real client
+//! leaks      (filter) a first packet that leaves for the network, and is not the proxy's: dropped
+//! intrusions (filter) a first packet that arrived from there for another port than 15006 and 15008: dropped
 //! ```
+//!
+//! The last two see nothing as long as the first two do what they are for. But a nat chain is asked only about what connection
+//! tracking calls new, and it does not for a SYN that it takes for part of a connection of which it missed the end, for one that
+//! somebody exempts from it, nor, in the moment in which rules are put in place of others, for one between two chains.
 //!
 //! Only the first packet of a connection is captured, by its SYN: to connection tracking, which begins with these rules,
 //! every connection that the pod has open then is new, and redirecting it would end it. They stay as they are until closed.
@@ -44,9 +50,12 @@ pub(super) const PROBE_V6: Ipv6Addr =
 const CAPTURE: &str = "capture of";
 
 pub(super) const HOOK_PREROUTING: u32 = 0;
+const HOOK_INPUT: u32 = 1;
 pub(super) const HOOK_OUTPUT: u32 = 3;
+const HOOK_POSTROUTING: u32 = 4;
 pub(super) const PRIORITY_DSTNAT: i32 = -100;
 const PRIORITY_MANGLE: i32 = -150;
+const PRIORITY_FILTER: i32 = 0;
 
 pub(super) const SUBSYSTEM: u16 = libc::NFNL_SUBSYS_NFTABLES as u16;
 pub(super) const FAMILY_INET: u8 = libc::NFPROTO_INET as u8;
@@ -98,11 +107,14 @@ pub fn dump() -> Result<Vec<Vec<u8>>, Error> {
 
 type Rules = Vec<(&'static str, Expressions)>;
 
-fn chains() -> [(&'static str, &'static str, u32, i32, Rules); 3] {
+fn chains() -> [(&'static str, &'static str, u32, i32, Rules); 5] {
     [
         ("prerouting", "nat", HOOK_PREROUTING, PRIORITY_DSTNAT, prerouting()),
         ("output", "nat", HOOK_OUTPUT, PRIORITY_DSTNAT, output()),
         ("replies", "route", HOOK_OUTPUT, PRIORITY_MANGLE, replies()),
+        // Where a packet has the device by which it leaves, after what `output` did to it.
+        ("leaks", "filter", HOOK_POSTROUTING, PRIORITY_FILTER, leaks()),
+        ("intrusions", "filter", HOOK_INPUT, PRIORITY_FILTER, intrusions()),
     ]
 }
 
@@ -151,6 +163,26 @@ fn replies() -> Rules {
     let rule = Expressions::new();
     let matched = rule.match_reply().connection_mark(Equal, CONNECTION_MARK, MARK_MASK);
     vec![("app to proxy", matched.set_packet_mark(CONNECTION_MARK))]
+}
+
+fn leaks() -> Rules {
+    let unproxied =
+        || Expressions::new().tcp().begins().leaves_by_device().packet_mark(NotEqual, PACKET_MARK, MARK_MASK);
+    vec![
+        ("capture of nothing: dropped, IPv4", unproxied().other_v4(End::Destination, PROBE_V4).drop()),
+        ("capture of nothing: dropped, IPv6", unproxied().other_v6(End::Destination, PROBE_V6).drop()),
+    ]
+}
+
+fn intrusions() -> Rules {
+    let unproxied = || {
+        let begins = Expressions::new().tcp().begins().arrives_by_device();
+        begins.destination_port(NotEqual, PLAINTEXT_PORT).destination_port(NotEqual, HBONE_PORT)
+    };
+    vec![
+        ("capture of nothing: dropped, IPv4", unproxied().other_v4(End::Source, PROBE_V4).drop()),
+        ("capture of nothing: dropped, IPv6", unproxied().other_v6(End::Source, PROBE_V6).drop()),
+    ]
 }
 
 pub(super) fn commit(messages: Vec<Message>) -> Result<(), Error> {

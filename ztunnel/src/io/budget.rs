@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::privileges;
 
-/// What an idle connection takes on a node, measured (perf/SPECIFICATION.md) and rounded up.
+/// What a connection counts for on a node: several times what an idle one takes (perf/SPECIFICATION.md), for others are not idle.
 pub const CONNECTION: u64 = 8 * 1024;
 /// Between two connections of one pod while the process is beyond its budget.
 const SLOWED: Duration = Duration::from_millis(100);

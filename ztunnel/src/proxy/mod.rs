@@ -254,7 +254,9 @@ impl PodProxy {
     fn accept(self: &Rc<Self>, listener: Listener, line: Line) {
         let pod = self.clone();
         let listening = pod.listening.borrow().clone();
+        let source = pod.shared.drain.source();
         tokio::task::spawn_local(async move {
+            let _source = source;
             loop {
                 let accepted = tokio::select! {
                     // What the kernel has accepted is served before this listener is given up.

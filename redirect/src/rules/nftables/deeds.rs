@@ -29,6 +29,17 @@ pub(crate) fn add_foreign_drop() {
     .expect("added");
 }
 
+/// Exempts everything from connection tracking.
+pub(crate) fn track_nothing() {
+    let table = Attributes::new().text(1, "theirs").big_endian(2, 0);
+    let mut batch = vec![request("their table", libc::NFT_MSG_NEWTABLE, CREATE).with(&table)];
+    for (name, hook) in [("arrives", HOOK_PREROUTING), ("leaves", HOOK_OUTPUT)] {
+        batch.push(add_chain("theirs", name, "filter", hook, -300));
+        batch.push(add_rule("theirs", name, "theirs", &Expressions::new().untracked()));
+    }
+    commit(batch).expect("added");
+}
+
 pub(crate) fn remove_foreign() {
     remove("theirs").expect("removed");
 }

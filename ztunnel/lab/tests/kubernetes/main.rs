@@ -211,11 +211,12 @@ fn encrypted(_: &mut Story) {
 }
 
 /// Nothing is said in plaintext meanwhile, by connections that were opened meanwhile.
-fn quiet(who: &str, work: impl FnOnce()) {
+fn quiet<T>(who: &str, work: impl FnOnce() -> T) -> T {
     let before = wire::plaintext();
-    work();
+    let done = work();
     let seen = wire::plaintext() - before;
     assert_eq!(seen, 0, "{who}: {seen} requests passed the wire in plaintext");
+    done
 }
 
 const DENY: &str = "
@@ -335,7 +336,7 @@ fn repaired(_: &mut Story) {
 }
 
 fn rolled(_: &mut Story) {
-    quiet("pods that roll", || {
+    let load = quiet("pods that roll", || {
         let load = Load::start(CLIENT);
         kubectl(&["--namespace", SHOP, "rollout", "restart", "deployment/nginx"]);
         rolled_out("nginx has rolled", SHOP, "deployment/nginx");
@@ -343,8 +344,9 @@ fn rolled(_: &mut Story) {
         rolled_out("nginx has grown", SHOP, "deployment/nginx");
         kubectl(&["--namespace", SHOP, "scale", "deployment/nginx", "--replicas=2"]);
         load.goes_on();
-        println!("    {} requests", load.finish("pods that roll"));
+        load
     });
+    println!("    {} requests", load.finish("pods that roll"));
 }
 
 fn bulk(_: &mut Story) {
@@ -358,13 +360,14 @@ fn bulk(_: &mut Story) {
 }
 
 fn proxies_rolled(story: &mut Story) {
-    quiet("proxies that roll", || {
+    let load = quiet("proxies that roll", || {
         let load = Load::start(CLIENT);
         kubectl(&["--namespace", SYSTEM, "rollout", "restart", "daemonset/ztunnel"]);
         rolled_out("the proxies have rolled", SYSTEM, "daemonset/ztunnel");
         load.goes_on();
-        println!("    {} requests", load.finish("proxies that roll"));
+        load
     });
+    println!("    {} requests", load.finish("proxies that roll"));
     story.held.clear();
     story.held.push(Held::open());
 }

@@ -212,6 +212,11 @@ impl Run {
         self.samples.iter().filter(move |sample| sample.scenario == scenario && sample.variant == variant)
     }
 
+    /// Those that have columns and lines of their own, each with its place among all.
+    pub fn shown(&self) -> impl Iterator<Item = (usize, &VariantName)> {
+        self.variants.iter().enumerate().filter(|(_, variant)| variant.kind != Kind::Workers)
+    }
+
     pub fn named(&self, kind: Kind) -> impl Iterator<Item = &str> {
         self.variants.iter().filter(move |variant| variant.kind == kind).map(|variant| variant.name.as_str())
     }

@@ -141,6 +141,9 @@ fn run(arguments: &RunArguments) -> Result<(), Box<dyn std::error::Error>> {
     if arguments.suite != Suite::Smoke {
         variants.extend([Variant::Plain, Variant::uring()]);
     }
+    if arguments.suite == Suite::Full {
+        variants.extend(Variant::workers(Machine::own().cores));
+    }
     for ours in &arguments.ours {
         variants.push(Variant::ours_with(ours)?);
     }

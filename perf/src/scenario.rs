@@ -78,6 +78,15 @@ impl Scenario {
         )
     }
 
+    /// Whether enough is asked at once for more workers than one.
+    pub fn grows_with_workers(&self) -> bool {
+        match *self {
+            Self::Requests { connections, place: Place::Far } => connections == 32,
+            Self::Bulk { streams, direction: Direction::Up, place: Place::Far } => streams == 8,
+            _ => false,
+        }
+    }
+
     /// Whether what ran before on the same bed would be measured with it: memory that a proxy took then, it uses again.
     pub fn wants_own_bed(&self) -> bool {
         matches!(self, Self::Idle { .. })

@@ -20,6 +20,11 @@ pub enum Variant {
     },
     /// This project's proxy where it makes no tunnel between pods of one node; measured between those alone.
     Plain,
+    /// This project's proxy with so many workers; measured where they count.
+    Workers {
+        name: String,
+        count: usize,
+    },
     Peer(Peer),
 }
 
@@ -35,6 +40,8 @@ pub enum Kind {
     Direct,
     Relay,
     Ours,
+    /// Ours with a number of workers: told as a curve, without columns of its own.
+    Workers,
     Peer,
 }
 
@@ -44,6 +51,7 @@ impl Kind {
             Self::Direct => "direct",
             Self::Relay => "relay",
             Self::Ours => "ours",
+            Self::Workers => "workers",
             Self::Peer => "the peer",
         }
     }
@@ -74,15 +82,26 @@ impl Variant {
         Ok(Self::Ours { name: name.to_owned(), environment })
     }
 
+    /// One, two, four and so on, and as many as the machine has cores.
+    pub fn workers(cores: usize) -> impl Iterator<Item = Self> {
+        let doubled =
+            std::iter::successors(Some(1), |count| Some(count * 2)).take_while(move |count| *count < cores);
+        doubled.chain([cores]).map(|count| Self::Workers { name: format!("workers: {count}"), count })
+    }
+
     pub fn measures(&self, scenario: &Scenario) -> bool {
-        *self != Self::Plain || scenario.is_near()
+        match self {
+            Self::Plain => scenario.is_near(),
+            Self::Workers { .. } => scenario.grows_with_workers(),
+            _ => true,
+        }
     }
 
     pub fn name(&self) -> &str {
         match self {
             Self::Direct => "direct",
             Self::Relay => "relay",
-            Self::Ours { name, .. } => name,
+            Self::Ours { name, .. } | Self::Workers { name, .. } => name,
             Self::Plain => PLAIN,
             Self::Peer(peer) => &peer.name,
         }
@@ -93,6 +112,7 @@ impl Variant {
             Self::Direct => Kind::Direct,
             Self::Relay => Kind::Relay,
             Self::Ours { .. } | Self::Plain => Kind::Ours,
+            Self::Workers { .. } => Kind::Workers,
             Self::Peer(_) => Kind::Peer,
         }
     }
@@ -107,6 +127,14 @@ impl fmt::Display for Variant {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn workers_grow_to_what_there_is() {
+        let counts =
+            |cores| -> Vec<String> { Variant::workers(cores).map(|one| one.name().to_owned()).collect() };
+        assert_eq!(counts(1), ["workers: 1"]);
+        assert_eq!(counts(6), ["workers: 1", "workers: 2", "workers: 4", "workers: 6"]);
+    }
 
     #[test]
     fn settings_are_read() {

@@ -120,7 +120,7 @@ fn namespaces(config: &Config) -> BTreeMap<Ident, Vec<PathBuf>> {
 mod tests {
     use super::*;
     use crate::rules::fixture::Named;
-    use crate::rules::{Closed, Installed, Ports};
+    use crate::rules::{Closed, Installed, Ports, Uncaptured};
     use crate::sockets::Listeners;
 
     #[test]
@@ -128,8 +128,10 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("uninstall-ended-{}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("a temporary folder");
         let namespace = Named::make(folder.join("pod"));
-        let _rules: Closed =
-            namespace.open().run_blocking(|| Closed::install().expect("rules")).expect("work inside");
+        let _rules: Closed = namespace
+            .open()
+            .run_blocking(|| Closed::install(Uncaptured::Dropped).expect("rules"))
+            .expect("work inside");
         let paths = [folder.join("ended"), folder.join("pod")];
         assert_eq!(withdraw(&paths), Ok(Some(paths[1].as_path())));
         assert_eq!(withdraw(&paths), Ok(None));
@@ -148,8 +150,8 @@ mod tests {
         let ident = namespace.open().ident();
         let install = move || {
             let ports = Ports::prove(Listeners::bind().expect("listeners"), ident).expect("live");
-            drop(Installed::install(ports).expect("rules"));
-            Closed::install().expect("rules again")
+            drop(Installed::install(ports, Uncaptured::Dropped).expect("rules"));
+            Closed::install(Uncaptured::Dropped).expect("rules again")
         };
         let _rules: Closed = namespace.open().run_blocking(install).expect("work inside");
         assert_ne!(dump(), before);

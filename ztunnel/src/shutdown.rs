@@ -2,12 +2,13 @@
 //! the deadline has passed, then what is left is cut.
 //!
 //! ```text
-//! running --start--> draining --no guard left--> ended
-//!                        \------deadline-------> ended (force)
+//! running --start--> draining --no source, then no guard left--> ended
+//!                        \-------------deadline-------------> ended (force)
 //! ```
 //!
 //! Works across runtimes: guards are counted by an atomic, and tokens wake whoever waits, on any thread. Must not know
-//! what drains; whoever keeps something alive holds a `Guard`, whoever takes in new work watches `graceful`.
+//! what drains; whoever keeps something alive holds a `Guard`, whoever takes in new work watches `graceful` and holds a guard of
+//! `source` until it has stopped.
 
 use std::future::Future;
 use std::io;
@@ -41,7 +42,7 @@ pub struct Guard(#[expect(dead_code, reason = "held for its Drop")] TaskTrackerT
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Complete,
-    /// So many guards were left when the deadline passed.
+    /// So many guards were left when the deadline passed, sources not counted.
     Cut(usize),
 }
 

@@ -84,7 +84,9 @@ impl LabBed {
             let path = format!("perf/{pod}");
             mesh = match variant {
                 Variant::Direct | Variant::Relay => mesh.outside(node, &path),
-                Variant::Ours { .. } | Variant::Plain | Variant::Peer(_) => mesh.pod(node, &path),
+                Variant::Ours { .. } | Variant::Plain | Variant::Workers { .. } | Variant::Peer(_) => {
+                    mesh.pod(node, &path)
+                }
             };
         }
         if matches!(variant, Variant::Peer(_)) {
@@ -95,6 +97,9 @@ impl LabBed {
             Variant::Direct | Variant::Relay => options.without_processes = true,
             Variant::Ours { environment, .. } => options.environment.clone_from(environment),
             Variant::Plain => options.environment = vec![("SAME_NODE".to_owned(), "plain".to_owned())],
+            Variant::Workers { count, .. } => {
+                options.environment = vec![("ZTUNNEL_WORKER_THREADS".to_owned(), count.to_string())];
+            }
             Variant::Peer(_) => {}
         }
         let name = format!("perf{}", std::process::id());
@@ -106,7 +111,7 @@ impl LabBed {
         match variant {
             Variant::Relay => bed.start_relays()?,
             Variant::Peer(peer) => bed.start_peers(peer)?,
-            Variant::Direct | Variant::Ours { .. } | Variant::Plain => {}
+            Variant::Direct | Variant::Ours { .. } | Variant::Plain | Variant::Workers { .. } => {}
         }
         bed.wait_serving(variant)?;
         Ok(bed)

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use super::svg::{self, Line, escaped};
 use super::{circumstances, compared, number, ratio, spread};
 use crate::figures::{Figure, Run};
+use crate::variant::Kind;
 
 const STYLE: &str = "body{font:14px system-ui,sans-serif;margin:2em auto;max-width:1160px;color:#222}\
 table{border-collapse:collapse;font-size:13px}td,th{padding:3px 8px;border-bottom:1px solid #ddd;text-align:right}\
@@ -29,7 +30,7 @@ pub(super) fn report(run: &Run) -> String {
 fn table(run: &Run) -> String {
     let pairs = compared(run);
     let mut html = String::from("<table><tr><th>scenario<th>figure");
-    for variant in &run.variants {
+    for (_, variant) in run.shown() {
         let _ = write!(html, "<th>{}", escaped(&variant.name));
     }
     for (ours, other) in &pairs {
@@ -37,7 +38,7 @@ fn table(run: &Run) -> String {
     }
     for (scenario, figure) in run.rows() {
         let _ = write!(html, "<tr><td>{}<td>{}, {}", escaped(scenario), figure.title(), figure.unit());
-        for variant in &run.variants {
+        for (_, variant) in run.shown() {
             let cell = run.spread(scenario, figure, &variant.name).map_or_else(String::new, spread);
             let _ = write!(html, "<td>{cell}");
         }
@@ -64,7 +65,7 @@ fn bars(run: &Run) -> String {
     ];
     let rows = run.rows().into_iter().filter(|(_, figure)| SHOWN.contains(figure));
     rows.map(|(scenario, figure)| {
-        let each = run.variants.iter().enumerate().filter_map(|(index, variant)| {
+        let each = run.shown().filter_map(|(index, variant)| {
             Some((index, variant.name.as_str(), run.spread(scenario, figure, &variant.name)?))
         });
         let each: Vec<_> = each.collect();
@@ -81,9 +82,7 @@ fn nines(percentile: f64) -> f64 {
 fn latencies(run: &Run) -> String {
     let plot = |scenario: &str| {
         let lines: Vec<Line<'_>> = run
-            .variants
-            .iter()
-            .enumerate()
+            .shown()
             .map(|(index, variant)| (index, variant.name.as_str(), curve(run, scenario, &variant.name)))
             .filter(|(_, _, points)| !points.is_empty())
             .collect();
@@ -121,9 +120,7 @@ fn scaling(run: &Run) -> String {
             scenario.strip_prefix(before)?.strip_suffix(after)?.parse().ok()
         };
         let lines: Vec<Line<'_>> = run
-            .variants
-            .iter()
-            .enumerate()
+            .shown()
             .map(|(index, variant)| {
                 let rows = run.rows().into_iter().filter(|(_, one)| *one == figure);
                 let points = rows.filter_map(|(scenario, _)| {
@@ -137,7 +134,30 @@ fn scaling(run: &Run) -> String {
             .collect();
         svg::curves(&format!("{} by{after}", figure.title()), figure.unit(), &lines, number)
     };
-    families.into_iter().map(plot).collect()
+    let by_connections: String = families.into_iter().map(plot).collect();
+    let by_workers = [Figure::Rate, Figure::Throughput].map(|figure| by_workers(run, figure));
+    by_connections + &by_workers.concat()
+}
+
+/// A line for each scenario that was measured with several numbers of workers.
+fn by_workers(run: &Run, figure: Figure) -> String {
+    let counts: Vec<(f64, &str)> = run
+        .named(Kind::Workers)
+        .filter_map(|name| Some((name.rsplit(' ').next()?.parse().ok()?, name)))
+        .collect();
+    let lines: Vec<Line<'_>> = run
+        .rows()
+        .into_iter()
+        .filter(|(_, one)| *one == figure)
+        .map(|(scenario, _)| {
+            let at = |(count, name): &(f64, &str)| Some((*count, run.spread(scenario, figure, name)?.median));
+            (scenario, counts.iter().filter_map(at).collect::<Vec<_>>())
+        })
+        .filter(|(_, points)| points.len() > 1)
+        .enumerate()
+        .map(|(index, (scenario, points))| (index, scenario, points))
+        .collect();
+    svg::curves(&format!("{} by workers", figure.title()), figure.unit(), &lines, number)
 }
 
 fn failures(run: &Run) -> String {

@@ -14,7 +14,7 @@ pub fn table(run: &Run) -> String {
     let pairs = compared(run);
     let mut text = String::from("| scenario | figure |");
     let mut line = String::from("|---|---|");
-    for variant in &run.variants {
+    for (_, variant) in run.shown() {
         let _ = write!(text, " {} |", variant.name);
         line += "---:|";
     }
@@ -29,7 +29,7 @@ pub fn table(run: &Run) -> String {
         let _ =
             write!(text, "| {} | {}, {unit} |", if last == scenario { "" } else { scenario }, figure.title());
         last = scenario;
-        for variant in &run.variants {
+        for (_, variant) in run.shown() {
             let cell = run.spread(scenario, figure, &variant.name).map_or_else(String::new, spread);
             let _ = write!(text, " {cell} |");
         }

@@ -22,7 +22,7 @@ use crate::netns::{self, Ident, Netns, Place};
 use crate::retry::Retry;
 use crate::rules::exchange::Exchange;
 use crate::rules::form::Form;
-use crate::rules::{self, Closed, Installed, NotLive, Ports, TABLE};
+use crate::rules::{self, Closed, Installed, NotLive, Ports, TABLE, Uncaptured};
 use crate::sockets::{self, Listeners};
 use crate::source::{Notice, Pod};
 use crate::zds::server::{Entry as Known, Roster, Workload};
@@ -182,7 +182,8 @@ impl Pods {
                 }
                 // Rules and listeners stay, or the pod would be open while it is captured anew; the proxies begin
                 // again with what the pod is now.
-                changes.extend(self.keep(now.clone(), held.ident, held.hold, held.guard));
+                let guard = held.guard.map(|guard| guard.of_another(now.strict != held.pod.strict));
+                changes.extend(self.keep(now.clone(), held.ident, held.hold, guard));
             } else {
                 self.unguard(held.guard.as_ref());
                 dropped.push(held);
@@ -391,8 +392,9 @@ impl Pods {
             self.record.add(entry);
         }
         let part = self.part;
-        let form = self.guarding.form().filter(|_| part != Part::Sockets).cloned();
-        let work = move || match install_inside(part, ident, listeners) {
+        let form = self.guarding.form(pod.strict).filter(|_| part != Part::Sockets).cloned();
+        let uncaptured = Uncaptured::of(pod.strict);
+        let work = move || match install_inside(part, ident, listeners, uncaptured) {
             Ok(hold) => {
                 let inside = (part != Part::Sockets).then(|| Inside::look(&hold));
                 Ok((ident, hold, inside))
@@ -455,16 +457,21 @@ impl Pods {
 }
 
 /// In the namespace of the calling thread.
-fn install_inside(part: Part, namespace: Ident, listeners: Option<Listeners>) -> Result<Hold, Error> {
+fn install_inside(
+    part: Part,
+    namespace: Ident,
+    listeners: Option<Listeners>,
+    uncaptured: Uncaptured,
+) -> Result<Hold, Error> {
     let listeners = match listeners {
         Some(listeners) => listeners,
-        None if matches!(part, Part::Rules { .. }) => return Ok(Hold::Rules(Closed::install()?)),
+        None if matches!(part, Part::Rules { .. }) => return Ok(Hold::Rules(Closed::install(uncaptured)?)),
         None => Listeners::bind()?,
     };
     let ports = Ports::prove(listeners, namespace)?;
     Ok(match part {
         Part::Sockets => Hold::Sockets(ports),
-        Part::Both | Part::Rules { .. } => Hold::Both(Installed::install(ports)?),
+        Part::Both | Part::Rules { .. } => Hold::Both(Installed::install(ports, uncaptured)?),
     })
 }
 

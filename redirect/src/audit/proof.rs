@@ -6,7 +6,8 @@
 //! is thus never completed: no connection waits to be accepted, the proxy's log stays as it is, and the kernel takes the
 //! half-open request back when its next answer finds no socket.
 //!
-//! Where capture fails, one SYN with a hop limit of one leaves the pod, for an address that is not routed, without a byte of payload.
+//! Where capture fails, one SYN with a hop limit of one leaves the pod if no rule of ours is there to drop it, for an address that is
+//! not routed, without a byte of payload.
 //! A family in which the pod has no route out has nothing to prove.
 
 use std::io;
@@ -160,14 +161,14 @@ mod tests {
 
     use super::*;
     use crate::rules::fixture::Pair;
-    use crate::rules::{Closed, Installed, Ports, withdraw};
+    use crate::rules::{Closed, Installed, Ports, Uncaptured, withdraw};
     use crate::sockets::Listeners;
 
     fn enrol(pair: &Pair) -> Installed {
         let ident = pair.pod.open().ident();
         pair.in_pod(move || {
             let ports = Ports::prove(Listeners::bind().expect("listeners"), ident).expect("live");
-            Installed::install(ports).expect("rules")
+            Installed::install(ports, Uncaptured::Dropped).expect("rules")
         })
     }
 
@@ -212,7 +213,7 @@ mod tests {
     fn somebody_elses_listener_proves_nothing() {
         let pair = Pair::new("stranger");
         pair.in_pod(|| {
-            Closed::install().expect("rules");
+            Closed::install(Uncaptured::Dropped).expect("rules");
             assert_eq!(proven_soon(Answer::Namespace).len(), 2, "a refusal comes from within");
             failed_soon("refused");
         });

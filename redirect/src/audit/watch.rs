@@ -124,6 +124,11 @@ impl Watch {
         self.routes.wake_by(wake, token)
     }
 
+    /// What is there must be looked at again, though it has not changed.
+    pub(crate) fn forget(&mut self) {
+        self.generation = None;
+    }
+
     pub(crate) fn drain(&self) {
         self.rules.drain();
         self.routes.drain();

@@ -3,6 +3,9 @@
 //! A connection is tracked as long as some rule of the namespace asks for it. One that ends while none does stays in the
 //! kernel's memory as if it were open, for days; and a SYN with the same ports is then no new connection to the kernel, which
 //! asks no nat chain about it: it would not be captured.
+//!
+//! That is known of the time before the table. A connection that is open then, and dies without a word later, is remembered all the
+//! same: its ports lead nowhere until the kernel forgets them (`net.netfilter.nf_conntrack_tcp_timeout_established`).
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::errno::Errno;
@@ -11,7 +14,6 @@ use nix::libc;
 use super::exchange::{Error, Exchange};
 use super::message::{self, ACK, Attributes, DUMP, Message, attributes};
 use super::nftables::family_header;
-use super::{CONNECTION_MARK, MARK_MASK};
 
 /// linux/netfilter/nfnetlink_conntrack.h
 const GET: u16 = 1;
@@ -19,14 +21,15 @@ const DELETE: u16 = 2;
 const TUPLE: u16 = 1;
 const STATUS: u16 = 3;
 const MARK: u16 = 8;
+const ID: u16 = 12;
 const ZONE: u16 = 18;
 const TUPLE_PROTOCOL: u16 = 2;
 const PROTOCOL_NUMBER: u16 = 1;
 /// IPS_SRC_NAT and IPS_DST_NAT (linux/netfilter/nf_conntrack_common.h).
 const TRANSLATED: u32 = 1 << 4 | 1 << 5;
 
-/// Forgets the TCP connections of the calling thread's namespace that go without translation and without our mark. One that is
-/// open is known again by its next packet; a translated one needs what is remembered of it, and was captured or is another's.
+/// Forgets the TCP connections of the calling thread's namespace that go without translation and without mark. One that is open is
+/// known again by its next packet. A translated one needs what is remembered of it, and a mark is what somebody remembers.
 pub(super) fn forget_untranslated() -> Result<(), Error> {
     let mut exchange = Exchange::open(NETLINK_NETFILTER)?;
     let all = Message::new("the tracked connections", operation(GET), DUMP, &family_header(0, 0));
@@ -50,11 +53,12 @@ fn untranslated(tracked: &[u8]) -> Option<Message> {
     let tuple = value(TUPLE)?;
     let (_, protocol) = attributes(tuple).find(|(kind, _)| *kind == TUPLE_PROTOCOL)?;
     let (_, protocol) = attributes(protocol).find(|(kind, _)| *kind == PROTOCOL_NUMBER)?;
-    let ours = number(MARK).unwrap_or(0) & MARK_MASK == CONNECTION_MARK;
-    if protocol != [libc::IPPROTO_TCP as u8] || number(STATUS)? & TRANSLATED != 0 || ours {
+    let marked = number(MARK).is_some_and(|mark| mark != 0);
+    if protocol != [libc::IPPROTO_TCP as u8] || number(STATUS)? & TRANSLATED != 0 || marked {
         return None;
     }
-    let mut named = Attributes::new().bytes(TUPLE, tuple);
+    // By its number too: meanwhile the same ports may be those of a connection that was captured.
+    let mut named = Attributes::new().bytes(TUPLE, tuple).bytes(ID, value(ID)?);
     if let Some(zone) = value(ZONE) {
         named = named.bytes(ZONE, zone);
     }

@@ -10,6 +10,7 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::libc;
 use nix::sched::{CloneFlags, unshare};
 
+use super::Uncaptured;
 use super::exchange::{Error, Exchange};
 use super::message::{self, Attributes, DUMP, Message, attributes};
 use super::nftables::{self, FAMILY_INET, family_header, operation};
@@ -56,8 +57,8 @@ impl fmt::Display for Difference {
 
 impl Form {
     /// Of the pods' table on this kernel. Costs a namespace for a moment.
-    pub fn of_this_kernel() -> Result<Self, Error> {
-        Self::in_private(nftables::install, nftables::TABLE)
+    pub fn of_this_kernel(uncaptured: Uncaptured) -> Result<Self, Error> {
+        Self::in_private(move || nftables::install(uncaptured), nftables::TABLE)
     }
 
     /// Of what `install` makes in a namespace of its own.

@@ -23,9 +23,9 @@
 //! ```
 //!
 //! ```
-//! use redirect::rules::{Error, Installed, Ports};
+//! use redirect::rules::{Error, Installed, Ports, Uncaptured};
 //! fn install(ports: Ports) -> Result<Installed, Error> {
-//!     Installed::install(ports)
+//!     Installed::install(ports, Uncaptured::Dropped)
 //! }
 //! ```
 //!
@@ -129,6 +129,20 @@ impl Ports {
     }
 }
 
+/// What becomes of a connection that gets past the capture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Uncaptured {
+    Dropped,
+    /// Of a permissive pod.
+    Passes,
+}
+
+impl Uncaptured {
+    pub fn of(strict: bool) -> Self {
+        if strict { Self::Dropped } else { Self::Passes }
+    }
+}
+
 /// Rules are in the kernel, and nothing of this process listens behind them.
 #[derive(Debug)]
 pub struct Closed {
@@ -139,11 +153,12 @@ impl Closed {
     /// Installs the rules in the namespace of the calling thread; again, if they are there.
     ///
     /// Routing goes first: it matches nothing until rules mark packets.
-    pub fn install() -> Result<Self, Error> {
+    pub fn install(uncaptured: Uncaptured) -> Result<Self, Error> {
         routing::install()?;
-        nftables::install()?;
-        if let Err(error) = conntrack::forget_untranslated() {
-            tracing::warn!(%error, "a new connection may be refused that is like one before the rules");
+        let was_there = nftables::is_there()?;
+        nftables::install(uncaptured)?;
+        if !was_there && let Err(error) = conntrack::forget_untranslated() {
+            tracing::warn!(%error, "a new connection may be dropped that has the ports of one before the rules");
         }
         Ok(Self { _made_here: () })
     }
@@ -161,8 +176,8 @@ pub struct Installed {
 
 impl Installed {
     /// As [`Closed::install`], with live listeners from the first packet on.
-    pub fn install(ports: Ports) -> Result<Self, Error> {
-        Ok(Closed::install()?.open(ports))
+    pub fn install(ports: Ports, uncaptured: Uncaptured) -> Result<Self, Error> {
+        Ok(Closed::install(uncaptured)?.open(ports))
     }
 
     pub fn listeners(&self) -> &Listeners {
@@ -203,8 +218,8 @@ impl Released {
     }
 
     /// Captures again in the namespace of the calling thread.
-    pub fn capture(self) -> Result<Installed, Error> {
-        Installed::install(self.ports)
+    pub fn capture(self, uncaptured: Uncaptured) -> Result<Installed, Error> {
+        Installed::install(self.ports, uncaptured)
     }
 }
 

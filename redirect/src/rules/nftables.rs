@@ -3,7 +3,8 @@
 //! Leaner than the reference form. There, every packet that enters the pod passes a mangle hook, which marks the
 //! connections that the proxy opens to the app. Such a connection always begins in this namespace and leaves by
 //! loopback, and a nat chain sees the first packet of every connection anyway; so `output` marks it there, once, and
-//! the prerouting mangle hook is not needed. What remains per packet is one rule for packets that the pod sends:
+//! the prerouting mangle hook is not needed. What remains per packet is one rule for packets that the pod sends, and a look
+//! at the device and, where that is not loopback, at the TCP flags:
 //!
 //! ```text
 //! prerouting (nat)    first packet of connections that arrive    → 15006
@@ -11,12 +12,13 @@
 //! replies    (route)  every packet sent: app → proxy gets packet mark 0x111, by which table 100 brings it to the
 //!                     proxy's socket although its destination is the address of the real client
 //! leaks      (filter) a first packet that leaves for the network, and is not the proxy's: dropped
-//! intrusions (filter) a first packet that arrived from there for another port than 15006 and 15008: dropped
+//! intrusions (filter) a first packet that arrived from there, from no probe, for another port than 15006 and 15008: dropped
 //! ```
 //!
-//! The last two see nothing as long as the first two do what they are for. But a nat chain is asked only about what connection
-//! tracking calls new, and it does not for a SYN that it takes for part of a connection of which it missed the end, for one that
-//! somebody exempts from it, nor, in the moment in which rules are put in place of others, for one between two chains.
+//! The last two, of which a permissive pod has no rule, see nothing as long as the first two do what they are for. But a nat
+//! chain is asked only about what connection tracking calls new, and it does not for a SYN that it takes for part of a
+//! connection of which it missed the end, for one that somebody exempts from it, for one that another's nat chain translated
+//! first, nor, in the moment in which rules take the place of others, for one that is between two chains.
 //!
 //! Only the first packet of a connection is captured, by its SYN: to connection tracking, which begins with these rules,
 //! every connection that the pod has open then is new, and redirecting it would end it. They stay as they are until closed.
@@ -36,7 +38,7 @@ use super::exchange::{Error, Exchange};
 use super::expression::Comparison::{Equal, NotEqual};
 use super::expression::{End, Expressions};
 use super::message::{ACK, APPEND, Attributes, CREATE, DUMP, Message};
-use super::{CONNECTION_MARK, MARK_MASK};
+use super::{CONNECTION_MARK, MARK_MASK, Uncaptured};
 use crate::{HBONE_PORT, OUTBOUND_PORT, PACKET_MARK, PLAINTEXT_PORT};
 
 pub const TABLE: &str = "ztunnel";
@@ -46,8 +48,9 @@ pub(super) const PROBE_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 7, 127);
 pub(super) const PROBE_V6: Ipv6Addr =
     Ipv6Addr::new(0xfd16, 0x9254, 0x7127, 0x1337, 0xffff, 0xffff, 0xffff, 0xffff);
 
-/// How the names of the rules begin that capture.
+/// How the names of the rules begin that capture, and of those about what gets past them.
 const CAPTURE: &str = "capture of";
+const PAST: &str = "past the capture";
 
 pub(super) const HOOK_PREROUTING: u32 = 0;
 const HOOK_INPUT: u32 = 1;
@@ -61,13 +64,13 @@ pub(super) const SUBSYSTEM: u16 = libc::NFNL_SUBSYS_NFTABLES as u16;
 pub(super) const FAMILY_INET: u8 = libc::NFPROTO_INET as u8;
 
 /// Puts the table into the namespace of the calling thread, in place of what it held before.
-pub fn install() -> Result<(), Error> {
-    put(|_| true)
+pub fn install(uncaptured: Uncaptured) -> Result<(), Error> {
+    put(|rule| uncaptured == Uncaptured::Dropped || !rule.starts_with(PAST))
 }
 
 /// As [`install`], with nothing captured any more.
 pub fn release() -> Result<(), Error> {
-    put(|rule| !rule.starts_with(CAPTURE))
+    put(|rule| !rule.starts_with(CAPTURE) && !rule.starts_with(PAST))
 }
 
 fn put(wanted: impl Fn(&str) -> bool) -> Result<(), Error> {
@@ -78,6 +81,18 @@ fn put(wanted: impl Fn(&str) -> bool) -> Result<(), Error> {
         batch.extend(rules.map(|(subject, rule)| add_rule(TABLE, name, subject, &rule)));
     }
     commit(batch)
+}
+
+/// Whether the namespace of the calling thread has the table.
+pub(super) fn is_there() -> Result<bool, Error> {
+    let header = family_header(FAMILY_INET, 0);
+    let asked = Message::new("the table", operation(libc::NFT_MSG_GETTABLE), 0, &header);
+    let asked = asked.with(&Attributes::new().text(1, TABLE));
+    match Exchange::open(NETLINK_NETFILTER)?.ask(&asked) {
+        Ok(_) => Ok(true),
+        Err(error) if error.errno() == Some(Errno::ENOENT as i32) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Removes a table of ours from the namespace of the calling thread, if it is there.
@@ -166,22 +181,19 @@ fn replies() -> Rules {
 }
 
 fn leaks() -> Rules {
-    let unproxied =
-        || Expressions::new().tcp().begins().leaves_by_device().packet_mark(NotEqual, PACKET_MARK, MARK_MASK);
-    vec![
-        ("capture of nothing: dropped, IPv4", unproxied().other_v4(End::Destination, PROBE_V4).drop()),
-        ("capture of nothing: dropped, IPv6", unproxied().other_v6(End::Destination, PROBE_V6).drop()),
-    ]
+    // The device first, in both chains: most of what is captured is on loopback and needs no second look.
+    let begins = Expressions::new().leaves_by_device().tcp().begins();
+    vec![("past the capture", begins.packet_mark(NotEqual, PACKET_MARK, MARK_MASK).drop())]
 }
 
 fn intrusions() -> Rules {
     let unproxied = || {
-        let begins = Expressions::new().tcp().begins().arrives_by_device();
+        let begins = Expressions::new().arrives_by_device().tcp().begins();
         begins.destination_port(NotEqual, PLAINTEXT_PORT).destination_port(NotEqual, HBONE_PORT)
     };
     vec![
-        ("capture of nothing: dropped, IPv4", unproxied().other_v4(End::Source, PROBE_V4).drop()),
-        ("capture of nothing: dropped, IPv6", unproxied().other_v6(End::Source, PROBE_V6).drop()),
+        ("past the capture, IPv4", unproxied().other_v4(End::Source, PROBE_V4).drop()),
+        ("past the capture, IPv6", unproxied().other_v6(End::Source, PROBE_V6).drop()),
     ]
 }
 

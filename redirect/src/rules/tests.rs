@@ -9,7 +9,7 @@ use crate::sockets;
 
 fn enrol(namespace: Ident) -> Installed {
     let listeners = Listeners::bind().expect("listeners");
-    Installed::install(Ports::prove(listeners, namespace).expect("live")).expect("rules")
+    Installed::install(Ports::prove(listeners, namespace).expect("live"), Uncaptured::Dropped).expect("rules")
 }
 
 #[test]
@@ -39,7 +39,7 @@ fn installing_again_changes_nothing() {
             let installed = enrol(ident);
             let shape = |bodies: Vec<Vec<u8>>| bodies.iter().map(Vec::len).collect::<Vec<_>>();
             let once = shape(dump().expect("dump"));
-            let again = Installed::install(installed.ports).expect("rules again");
+            let again = Installed::install(installed.ports, Uncaptured::Dropped).expect("rules again");
             assert_eq!(shape(dump().expect("dump")), once);
             drop(again);
             assert_eq!(shape(dump().expect("dump")), once, "rules stay when the listeners go");

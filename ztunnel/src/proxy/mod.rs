@@ -1,8 +1,8 @@
 //! The three straight lines of a pod on one worker: outbound, inbound (HBONE), and inbound plaintext.
 //!
-//! Each line is one async function that reads from top to bottom; what it needs of the pod is in `PodProxy`. State of
-//! a connection lives in its task and ends with it. Must not know how pods come and go (`pod`) nor who asks for dumps
-//! (`admin`).
+//! Each line opens a connection in one async function that reads from top to bottom, and carries it in another; what it
+//! needs of the pod is in `PodProxy`. State of a connection lives in its task and ends with it. Must not know how pods come
+//! and go (`pod`) nor who asks for dumps (`admin`).
 
 mod arrival;
 pub mod failure;
@@ -367,8 +367,10 @@ async fn until_stopped<H>(stop: CancellationToken, opening: Opening, held: H) {
         }
     };
     tokio::select! {
-        () = served => {}
+        // Before anything that it carries ends by the same signal and tells another story.
+        biased;
         () = stop.cancelled() => {}
+        () = served => {}
     }
     drop(held);
 }

@@ -13,7 +13,7 @@ use crate::audit::{Contest, Damage, Pace, Wake, Watch, proof};
 use crate::retry::Retry;
 use crate::rules::form::{Foreign, Form};
 use crate::rules::host::Members;
-use crate::rules::{self, Closed};
+use crate::rules::{self, Closed, Uncaptured};
 use crate::source::{Notice, Pod};
 
 /// How long a strict pod may be without proven capture before it is quarantined.
@@ -27,7 +27,8 @@ const PAUSE: Duration = Duration::from_millis(50);
 pub(in crate::agent) struct Guarding {
     wake: Arc<Wake>,
     period: Duration,
-    form: Option<Form>,
+    /// Of strict pods, and of permissive ones.
+    forms: [Option<Form>; 2],
     tokens: HashMap<u64, String>,
     next_token: u64,
     /// An audit that must not wait for the next look.
@@ -36,17 +37,18 @@ pub(in crate::agent) struct Guarding {
 
 impl Guarding {
     pub(in crate::agent) fn new(wake: Arc<Wake>, period: Duration) -> Self {
-        Self { wake, period, form: None, tokens: HashMap::new(), next_token: 1, soon: None }
+        Self { wake, period, forms: [None, None], tokens: HashMap::new(), next_token: 1, soon: None }
     }
 
     /// The expected form of the rules; tried again where it could not be had.
-    pub(super) fn form(&mut self) -> Option<&Form> {
-        if self.form.is_none() {
-            let read = Form::of_this_kernel();
+    pub(super) fn form(&mut self, strict: bool) -> Option<&Form> {
+        let form = &mut self.forms[usize::from(!strict)];
+        if form.is_none() {
+            let read = Form::of_this_kernel(Uncaptured::of(strict));
             let failed = |error: &rules::Error| tracing::error!(%error, "rules cannot be audited");
-            self.form = read.inspect_err(failed).ok();
+            *form = read.inspect_err(failed).ok();
         }
-        self.form.as_ref()
+        form.as_ref()
     }
 
     fn hurry(&mut self, due: Instant) {
@@ -104,6 +106,17 @@ impl Kind {
             Self::Broken => "CaptureBroken",
             Self::Contested => "CaptureContested",
         }
+    }
+}
+
+impl Guard {
+    /// Of a pod that has changed; its rules must be others now where it is `differently` strict, which the next audit does.
+    pub(super) fn of_another(mut self, differently: bool) -> Self {
+        if differently {
+            self.watch.iter_mut().for_each(Watch::forget);
+            self.due = Instant::now();
+        }
+        self
     }
 }
 
@@ -203,7 +216,7 @@ impl Pods {
         guard.last = start;
         guard.due = self.guarding.next();
         // Where it is not known what they must be, it can be proven all the same that they work.
-        let Some(form) = self.guarding.form() else { return self.prove(held, guard).await };
+        let Some(form) = self.guarding.form(held.pod.strict) else { return self.prove(held, guard).await };
         let unseen = || Damage::Unseen("no socket in its namespace".to_owned());
         let (damage, foreign) = match &mut guard.watch {
             Some(watch) => {
@@ -234,7 +247,8 @@ impl Pods {
         // A namespace that is gone is noticed where listeners are let go of.
         let Ok(netns) = pod.netns.reopen(held.ident) else { return };
         let answer = answer(&held.hold);
-        let mend = move || Closed::install().map(|_closed| Inside::answered_by(answer));
+        let uncaptured = Uncaptured::of(pod.strict);
+        let mend = move || Closed::install(uncaptured).map(|_closed| Inside::answered_by(answer));
         match netns.run(mend).await {
             Ok(Ok(inside)) => {
                 guard.repairs += 1;
@@ -318,7 +332,10 @@ impl Pods {
             return;
         }
         let names: Vec<String> = chains.iter().map(ToString::to_string).collect();
-        let message = format!("foreign rules in the way of capture, left alone: {}", names.join("; "));
+        let message = format!(
+            "foreign rules in the way of capture, left alone (what they lead past it is dropped): {}",
+            names.join("; ")
+        );
         self.counts.foreign += 1;
         tracing::warn!(pod = pod.uid, chains = names.join("; "), "foreign rules");
         self.report(pod, "ForeignRules", message, true);

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::{Captured, Change, Error, Hold, Inside, Pods, change, removed};
 use crate::broker::server::ProxyId;
 use crate::broker::wire::proto::{self, to_proxy};
-use crate::rules;
+use crate::rules::{self, Uncaptured};
 use crate::source::Pod;
 
 /// The connections of a pod that leaves are ended after so long.
@@ -76,8 +76,9 @@ impl Pods {
     pub(super) async fn rejoin(&mut self, pod: Pod) -> Option<Change> {
         let Captured { ident, hold, guard, .. } = self.captured.remove(&pod.uid)?;
         let Hold::Released(released) = hold else { return self.keep(pod, ident, hold, guard) };
+        let uncaptured = Uncaptured::of(pod.strict);
         let capture = move || {
-            let hold = Hold::Both(released.capture()?);
+            let hold = Hold::Both(released.capture(uncaptured)?);
             let inside = Inside::look(&hold);
             Ok::<_, Error>((hold, inside))
         };

@@ -29,7 +29,7 @@ impl Pods {
                 Some(known) => Lost { pod, ..known },
                 None => {
                     *self.counts.failures.entry("unlocated").or_default() += 1;
-                    let open = !self.holds_rules(&pod.uid).await;
+                    let open = !self.holds_rules(&pod).await;
                     Lost { pod, since: Instant::now(), open }
                 }
             };
@@ -38,9 +38,9 @@ impl Pods {
     }
 
     /// Whether a namespace in which this pod was captured before is still there, with all rules.
-    async fn holds_rules(&mut self, uid: &str) -> bool {
-        let Some(form) = self.guarding.form().cloned() else { return false };
-        for entry in self.record.entries().iter().filter(|entry| entry.uid == uid) {
+    async fn holds_rules(&mut self, pod: &Unlocated) -> bool {
+        let Some(form) = self.guarding.form(pod.strict).cloned() else { return false };
+        for entry in self.record.entries().iter().filter(|entry| entry.uid == pod.uid) {
             let Ok(netns) = Place::from(entry.netns.clone()).reopen(entry.ident) else { continue };
             let form = form.clone();
             if netns.run(move || is_whole(&form)).await.unwrap_or(false) {

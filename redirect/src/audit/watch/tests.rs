@@ -1,10 +1,10 @@
 use super::*;
 use crate::rules::fixture::fresh_netns;
-use crate::rules::{Closed, deeds, fixture, withdraw};
+use crate::rules::{Closed, Uncaptured, deeds, fixture, withdraw};
 
 fn watched() -> (Watch, Form) {
-    Closed::install().expect("rules");
-    (Watch::open().expect("sockets"), Form::of_this_kernel().expect("a form"))
+    Closed::install(Uncaptured::Dropped).expect("rules");
+    (Watch::open().expect("sockets"), Form::of_this_kernel(Uncaptured::Dropped).expect("a form"))
 }
 
 fn told(watch: &Watch) -> bool {
@@ -18,11 +18,27 @@ fn what_was_just_installed_is_whole() {
         .run_blocking(|| {
             let (mut watch, form) = watched();
             assert_eq!(watch.audit(&form), Finding::default());
-            Closed::install().expect("again");
+            Closed::install(Uncaptured::Dropped).expect("again");
             assert!(told(&watch));
             watch.drain();
             assert!(!told(&watch));
             assert_eq!(watch.audit(&form), Finding::default(), "handles are others, the form is the same");
+        })
+        .expect("namespace");
+}
+
+#[test]
+fn who_is_permissive_from_now_on_has_the_wrong_rules() {
+    fresh_netns()
+        .run_blocking(|| {
+            let (mut watch, form) = watched();
+            assert_eq!(watch.audit(&form), Finding::default());
+            let permissive = Form::of_this_kernel(Uncaptured::Passes).expect("a form");
+            watch.forget();
+            let damage = watch.audit(&permissive).damage.expect("seen").to_string();
+            assert!(damage.contains("chain leaks was added"), "{damage}");
+            Closed::install(Uncaptured::Passes).expect("repaired");
+            assert_eq!(watch.audit(&permissive).damage, None);
         })
         .expect("namespace");
 }
@@ -48,7 +64,7 @@ fn every_damage_is_heard_of_and_named() {
                 let damage = watch.audit(&form).damage.unwrap_or_else(|| panic!("{words}: not seen"));
                 assert_eq!(damage.kind(), kind);
                 assert!(damage.to_string().contains(words), "{damage}");
-                Closed::install().expect("repaired");
+                Closed::install(Uncaptured::Dropped).expect("repaired");
                 if words != "IPv6" {
                     assert_eq!(watch.audit(&form).damage, None, "{words}");
                 }

@@ -7,7 +7,7 @@ use socket2::{Domain, Socket, Type};
 use super::*;
 use crate::rules::fixture::{Named, Pair, within};
 use crate::rules::nftables::{self, TABLE, deeds};
-use crate::rules::{Installed, Ports, withdraw};
+use crate::rules::{Installed, Ports, Uncaptured, withdraw};
 use crate::sockets::Listeners;
 
 const POD: [IpAddr; 2] =
@@ -38,7 +38,8 @@ fn enrol(pair: &Pair) -> Installed {
     let namespace = pair.pod.open().ident();
     pair.in_pod(move || {
         let listeners = Listeners::bind().expect("listeners");
-        Installed::install(Ports::prove(listeners, namespace).expect("live")).expect("rules")
+        Installed::install(Ports::prove(listeners, namespace).expect("live"), Uncaptured::Dropped)
+            .expect("rules")
     })
 }
 
@@ -137,7 +138,10 @@ fn what_is_not_tracked_is_not_let_through() {
         assert!(left.is_err() && !waits(&outside), "{pod} to {node} went past the capture");
         let arrived = pair.in_node(move || connect(node, pod, BLOCKED));
         assert!(arrived.is_err() && !waits(&inside), "{node} to {pod} went past the capture");
-        // Where nothing is captured, nothing is in the way.
+        // A permissive pod, and one that has left, go without.
+        pair.in_pod(|| nftables::install(Uncaptured::Passes).expect("permissive"));
+        pair.in_pod(move || connect(pod, node, DEADLINE)).expect("permissive");
+        pair.in_node(move || connect(node, pod, DEADLINE)).expect("permissive");
         pair.in_pod(|| nftables::release().expect("released"));
         pair.in_pod(move || connect(pod, node, DEADLINE)).expect("released");
         pair.in_node(move || connect(node, pod, DEADLINE)).expect("released");

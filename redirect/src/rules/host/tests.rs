@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::rules::fixture::{Named, Pair, setting, within};
-use crate::rules::{Installed, Ports};
+use crate::rules::{Installed, Ports, Uncaptured};
 use crate::sockets::Listeners;
 
 const V4: &str = "10.77.0.2";
@@ -27,7 +27,7 @@ fn captured(name: &str) -> (Pair, Installed) {
     });
     let installed = pair.in_pod(move || {
         let ports = Ports::prove(Listeners::bind().expect("listeners"), ident).expect("live");
-        Installed::install(ports).expect("rules")
+        Installed::install(ports, Uncaptured::Dropped).expect("rules")
     });
     (pair, installed)
 }

@@ -25,6 +25,9 @@ use crate::tls;
 /// Each new tunnel takes in some waiters; who is still waiting after this many has a peer that takes in nobody.
 const MOST_TUNNELS_WAITED_FOR: usize = 128;
 
+/// How long a tunnel without streams is kept that is not the only one of its key: after a burst its memory goes back soon.
+const SURPLUS: Duration = Duration::from_secs(10);
+
 /// Tunnels that are made for one key so that streams need not wait behind bulk.
 const MOST_APART: usize = 4;
 /// For such a tunnel to be made.
@@ -159,17 +162,28 @@ impl<D: 'static> Pool<D> {
 
     /// Lets go of tunnels that nobody used for the release time; runs until the pool's owner drops it.
     pub async fn release_unused(self: Rc<Self>) {
-        let period = (self.settings.unused_release / 2).clamp(DIAL_DEADLINE / 10, DIAL_DEADLINE * 3);
+        let period = (self.surplus() / 2).max(DIAL_DEADLINE / 10);
         loop {
             tokio::time::sleep(period).await;
-            self.entries.borrow_mut().retain(|_, entry| {
-                entry.tunnels.retain(|tunnel| {
-                    !tunnel.is_closed()
-                        && tunnel.idle_for().is_none_or(|idle| idle < self.settings.unused_release)
-                });
-                !entry.tunnels.is_empty() || entry.dial.is_some()
-            });
+            self.review();
         }
+    }
+
+    fn review(&self) {
+        self.entries.borrow_mut().retain(|_, entry| {
+            entry.tunnels.retain(|tunnel| !tunnel.is_closed());
+            let mut first = true;
+            entry.tunnels.retain(|tunnel| {
+                let most = if first { self.settings.unused_release } else { self.surplus() };
+                first = false;
+                tunnel.idle_for().is_none_or(|idle| idle < most)
+            });
+            !entry.tunnels.is_empty() || entry.dial.is_some()
+        });
+    }
+
+    fn surplus(&self) -> Duration {
+        self.settings.unused_release.min(SURPLUS)
     }
 
     /// Lets go of every tunnel: each closes when its last stream ends.

@@ -149,17 +149,17 @@ fn carry<R: Receive, T: Transmit>(
     let (from_ended, to_ended) = ended;
     async move {
         loop {
-            let received = tokio::select! {
+            // Not named: what is kept while something is awaited, each connection has memory for.
+            let Some(Read { taken, rest }) = (tokio::select! {
                 biased;
                 received = from.receive(|bytes| to.offer(bytes)) => received?,
                 // Boxed: few connections have a side that ended long before the other, and the others need no memory for it.
                 broken = async { poll_fn(|context| to_ended.poll(context)).await; Box::pin(to.reset()).await } => return Err(broken),
+            }) else {
+                break;
             };
-            let Some(Read { taken, rest }) = received else { break };
             let length = taken + rest.len();
-            if !rest.is_empty() {
-                to.transmit(rest).await?;
-            }
+            to.transmit(rest).await?;
             from.taken(length);
             count(length);
         }

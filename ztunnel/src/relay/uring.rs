@@ -56,6 +56,9 @@ impl Transmit for UringTransmit<'_> {
     }
 
     async fn transmit(&self, bytes: Bytes) -> Result<(), Broken> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
         uring::send(self.socket, bytes).await.map_err(|error| broken(error, self.side))
     }
 

@@ -209,6 +209,26 @@ fn where_no_other_tunnel_can_be_had_a_stream_goes_beside_bulk() {
 }
 
 #[test]
+fn what_a_burst_needed_goes_before_the_last_tunnel() {
+    local(async {
+        let bed = Bed::new(1, later()).await;
+        let holds = [bed.stream().await.expect("a tunnel"), bed.stream().await.expect("another")];
+        bed.pool.review();
+        assert_eq!(bed.pool.len(), 2, "in use");
+        drop(holds);
+        bed.pool.review();
+        assert_eq!(bed.pool.len(), 2, "just used");
+        tokio::time::pause();
+        tokio::time::advance(SURPLUS).await;
+        bed.pool.review();
+        assert_eq!(bed.pool.len(), 1);
+        tokio::time::advance(bed.pool.settings.unused_release).await;
+        bed.pool.review();
+        assert_eq!(bed.pool.len(), 0);
+    });
+}
+
+#[test]
 fn a_tunnel_takes_no_stream_beyond_its_certificate() {
     local(async {
         // Certificates are written in whole seconds.

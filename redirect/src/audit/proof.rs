@@ -161,16 +161,7 @@ mod tests {
 
     use super::*;
     use crate::rules::fixture::Pair;
-    use crate::rules::{Closed, Installed, Ports, Uncaptured, withdraw};
-    use crate::sockets::Listeners;
-
-    fn enrol(pair: &Pair) -> Installed {
-        let ident = pair.pod.open().ident();
-        pair.in_pod(move || {
-            let ports = Ports::prove(Listeners::bind().expect("listeners"), ident).expect("live");
-            Installed::install(ports, Uncaptured::Dropped).expect("rules")
-        })
-    }
+    use crate::rules::{Closed, Uncaptured, withdraw};
 
     /// As a guard does, which tries again on a busy node.
     fn proven_soon(answer: Answer) -> Vec<IpAddr> {
@@ -196,7 +187,7 @@ mod tests {
         let pair = Pair::new("proof");
         let before = pair.in_pod(|| prove(Answer::Listener)).expect_err("not captured yet").to_string();
         assert!(before.contains("192.0.2.1"), "{before}");
-        let installed = enrol(&pair);
+        let installed = pair.enrol();
         for _ in 0..100 {
             let proven = pair.in_pod(|| proven_soon(Answer::Listener));
             assert_eq!(proven, [IpAddr::from(PROOF_V4), IpAddr::from(PROOF_V6)]);
@@ -227,7 +218,7 @@ mod tests {
             [("families", "10.77.0.2", IpAddr::from(PROOF_V4)), ("six", "fd77::2", IpAddr::from(PROOF_V6))]
         {
             let pair = Pair::of_families(name, &[address]);
-            let _installed = enrol(&pair);
+            let _installed = pair.enrol();
             assert_eq!(pair.in_pod(|| proven_soon(Answer::Listener)), [proven]);
         }
     }

@@ -8,7 +8,6 @@
 //! same: its ports lead nowhere until the kernel forgets them (`net.netfilter.nf_conntrack_tcp_timeout_established`).
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
-use nix::errno::Errno;
 use nix::libc;
 
 use super::exchange::{Error, Exchange};
@@ -37,7 +36,7 @@ pub(super) fn forget_untranslated() -> Result<(), Error> {
         let Some(forgotten) = untranslated(&tracked) else { continue };
         match exchange.send(&[forgotten]) {
             // It ended meanwhile.
-            Err(error) if error.errno() == Some(Errno::ENOENT as i32) => {}
+            Err(error) if error.is_not_found() => {}
             outcome => outcome?,
         }
     }

@@ -63,22 +63,14 @@ impl Expressions {
         self.load_meta(META_L4PROTO).compare(Comparison::Equal, &[IPPROTO_TCP])
     }
 
-    pub fn address_v4(self, end: End, address: Ipv4Addr) -> Self {
-        self.load_v4(end).compare(Comparison::Equal, &address.octets())
+    /// Matches IPv4 only, whatever the comparison.
+    pub fn address_v4(self, end: End, comparison: Comparison, address: Ipv4Addr) -> Self {
+        self.load_v4(end).compare(comparison, &address.octets())
     }
 
-    pub fn address_v6(self, end: End, address: Ipv6Addr) -> Self {
-        self.load_v6(end).compare(Comparison::Equal, &address.octets())
-    }
-
-    /// IPv4, and not this address.
-    pub fn other_v4(self, end: End, address: Ipv4Addr) -> Self {
-        self.load_v4(end).compare(Comparison::NotEqual, &address.octets())
-    }
-
-    /// IPv6, and not this address.
-    pub fn other_v6(self, end: End, address: Ipv6Addr) -> Self {
-        self.load_v6(end).compare(Comparison::NotEqual, &address.octets())
+    /// Matches IPv6 only, whatever the comparison.
+    pub fn address_v6(self, end: End, comparison: Comparison, address: Ipv6Addr) -> Self {
+        self.load_v6(end).compare(comparison, &address.octets())
     }
 
     pub fn in_set_v4(self, end: End, set: &str) -> Self {
@@ -106,16 +98,12 @@ impl Expressions {
             .compare(Comparison::Equal, &[TCP_SYN])
     }
 
-    pub fn leaves_by_loopback(self) -> Self {
-        self.load_meta(META_OIF).compare(Comparison::Equal, &LOOPBACK_INDEX.to_ne_bytes())
+    pub fn leaves_by_loopback(self, comparison: Comparison) -> Self {
+        self.load_meta(META_OIF).compare(comparison, &LOOPBACK_INDEX.to_ne_bytes())
     }
 
-    pub fn leaves_by_device(self) -> Self {
-        self.load_meta(META_OIF).compare(Comparison::NotEqual, &LOOPBACK_INDEX.to_ne_bytes())
-    }
-
-    pub fn arrives_by_device(self) -> Self {
-        self.load_meta(META_IIF).compare(Comparison::NotEqual, &LOOPBACK_INDEX.to_ne_bytes())
+    pub fn arrives_by_loopback(self, comparison: Comparison) -> Self {
+        self.load_meta(META_IIF).compare(comparison, &LOOPBACK_INDEX.to_ne_bytes())
     }
 
     pub fn packet_mark(self, comparison: Comparison, mark: u32, mask: u32) -> Self {

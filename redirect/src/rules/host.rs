@@ -30,10 +30,10 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
-use nix::errno::Errno;
 use nix::libc;
 
 use super::exchange::{Error, Exchange};
+use super::expression::Comparison::Equal;
 use super::expression::{End, Expressions};
 use super::form::Form;
 use super::message::{Attributes, CREATE, DUMP, Message, attributes};
@@ -123,7 +123,7 @@ pub fn members() -> Result<Members, Error> {
         let request = Message::new(format!("members of {}", set.name), kind, DUMP, &header).with(&which);
         match exchange.dump(&request) {
             Ok(bodies) => (set.members_mut)(&mut found).extend(bodies.iter().flat_map(|body| elements(body))),
-            Err(error) if error.errno() == Some(Errno::ENOENT as i32) => {}
+            Err(error) if error.is_not_found() => {}
             Err(error) => return Err(error),
         }
     }
@@ -147,14 +147,14 @@ fn chains(probe_uid: u32) -> [Chain; 4] {
     let quarantined_v4 = |end| rule().tcp().in_set_v4(end, "quarantined_v4").drop();
     let quarantined_v6 = |end| rule().tcp().in_set_v6(end, "quarantined_v6").drop();
     let guard = vec![
-        ("forged probes, IPv4", rule().address_v4(End::Source, PROBE_V4).drop()),
-        ("forged probes, IPv6", rule().address_v6(End::Source, PROBE_V6).drop()),
+        ("forged probes, IPv4", rule().address_v4(End::Source, Equal, PROBE_V4).drop()),
+        ("forged probes, IPv6", rule().address_v6(End::Source, Equal, PROBE_V6).drop()),
         ("from the quarantined, IPv4", quarantined_v4(End::Source)),
         ("from the quarantined, IPv6", quarantined_v6(End::Source)),
     ];
     let forward = vec![
-        ("stray answers, IPv4", rule().address_v4(End::Destination, PROBE_V4).drop()),
-        ("stray answers, IPv6", rule().address_v6(End::Destination, PROBE_V6).drop()),
+        ("stray answers, IPv4", rule().address_v4(End::Destination, Equal, PROBE_V4).drop()),
+        ("stray answers, IPv6", rule().address_v6(End::Destination, Equal, PROBE_V6).drop()),
         ("to the quarantined, IPv4", quarantined_v4(End::Destination)),
         ("to the quarantined, IPv6", quarantined_v6(End::Destination)),
     ];

@@ -31,7 +31,6 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
-use nix::errno::Errno;
 use nix::libc;
 
 use super::exchange::{Error, Exchange};
@@ -90,7 +89,7 @@ pub(super) fn is_there() -> Result<bool, Error> {
     let asked = asked.with(&Attributes::new().text(1, TABLE));
     match Exchange::open(NETLINK_NETFILTER)?.ask(&asked) {
         Ok(_) => Ok(true),
-        Err(error) if error.errno() == Some(Errno::ENOENT as i32) => Ok(false),
+        Err(error) if error.is_not_found() => Ok(false),
         Err(error) => Err(error),
     }
 }
@@ -98,7 +97,7 @@ pub(super) fn is_there() -> Result<bool, Error> {
 /// Removes a table of ours from the namespace of the calling thread, if it is there.
 pub fn remove(table: &str) -> Result<(), Error> {
     match commit(vec![delete_table(table)]) {
-        Err(error) if error.errno() == Some(Errno::ENOENT as i32) => Ok(()),
+        Err(error) if error.is_not_found() => Ok(()),
         outcome => outcome,
     }
 }
@@ -136,10 +135,10 @@ fn chains() -> [(&'static str, &'static str, u32, i32, Rules); 5] {
 fn prerouting() -> Rules {
     let rule = Expressions::new;
     vec![
-        ("probes, IPv4", rule().address_v4(End::Source, PROBE_V4).accept()),
-        ("probes, IPv6", rule().address_v6(End::Source, PROBE_V6).accept()),
-        ("to loopback, IPv4", rule().address_v4(End::Destination, Ipv4Addr::LOCALHOST).accept()),
-        ("to loopback, IPv6", rule().address_v6(End::Destination, Ipv6Addr::LOCALHOST).accept()),
+        ("probes, IPv4", rule().address_v4(End::Source, Equal, PROBE_V4).accept()),
+        ("probes, IPv6", rule().address_v6(End::Source, Equal, PROBE_V6).accept()),
+        ("to loopback, IPv4", rule().address_v4(End::Destination, Equal, Ipv4Addr::LOCALHOST).accept()),
+        ("to loopback, IPv6", rule().address_v6(End::Destination, Equal, Ipv6Addr::LOCALHOST).accept()),
         (
             "capture of what arrives",
             rule()
@@ -155,18 +154,18 @@ fn prerouting() -> Rules {
 fn output() -> Rules {
     let rule = Expressions::new;
     vec![
-        ("answers to probes, IPv4", rule().address_v4(End::Destination, PROBE_V4).accept()),
-        ("answers to probes, IPv6", rule().address_v6(End::Destination, PROBE_V6).accept()),
+        ("answers to probes, IPv4", rule().address_v4(End::Destination, Equal, PROBE_V4).accept()),
+        ("answers to probes, IPv6", rule().address_v6(End::Destination, Equal, PROBE_V6).accept()),
         (
             "proxy to app",
             rule()
                 .tcp()
-                .leaves_by_loopback()
+                .leaves_by_loopback(Equal)
                 .packet_mark(Equal, PACKET_MARK, MARK_MASK)
                 .set_connection_mark(CONNECTION_MARK, MARK_MASK)
                 .accept(),
         ),
-        ("the pod to itself", rule().leaves_by_loopback().accept()),
+        ("the pod to itself", rule().leaves_by_loopback(Equal).accept()),
         (
             "capture of what leaves",
             rule().tcp().begins().packet_mark(NotEqual, PACKET_MARK, MARK_MASK).redirect(OUTBOUND_PORT),
@@ -182,18 +181,18 @@ fn replies() -> Rules {
 
 fn leaks() -> Rules {
     // The device first, in both chains: most of what is captured is on loopback and needs no second look.
-    let begins = Expressions::new().leaves_by_device().tcp().begins();
+    let begins = Expressions::new().leaves_by_loopback(NotEqual).tcp().begins();
     vec![("past the capture", begins.packet_mark(NotEqual, PACKET_MARK, MARK_MASK).drop())]
 }
 
 fn intrusions() -> Rules {
     let unproxied = || {
-        let begins = Expressions::new().arrives_by_device().tcp().begins();
+        let begins = Expressions::new().arrives_by_loopback(NotEqual).tcp().begins();
         begins.destination_port(NotEqual, PLAINTEXT_PORT).destination_port(NotEqual, HBONE_PORT)
     };
     vec![
-        ("past the capture, IPv4", unproxied().other_v4(End::Source, PROBE_V4).drop()),
-        ("past the capture, IPv6", unproxied().other_v6(End::Source, PROBE_V6).drop()),
+        ("past the capture, IPv4", unproxied().address_v4(End::Source, NotEqual, PROBE_V4).drop()),
+        ("past the capture, IPv6", unproxied().address_v6(End::Source, NotEqual, PROBE_V6).drop()),
     ]
 }
 
@@ -256,6 +255,5 @@ pub(crate) mod deeds;
 /// A table that is not ours.
 #[cfg(test)]
 pub(super) fn add_foreign_table() -> Result<(), Error> {
-    let attributes = Attributes::new().text(1, "theirs").big_endian(2, 0);
-    commit(vec![request("foreign table", libc::NFT_MSG_NEWTABLE, CREATE).with(&attributes)])
+    commit(vec![add_table("theirs")])
 }

@@ -7,8 +7,7 @@ use socket2::{Domain, Socket, Type};
 use super::*;
 use crate::rules::fixture::{Named, Pair, within};
 use crate::rules::nftables::{self, TABLE, deeds};
-use crate::rules::{Installed, Ports, Uncaptured, withdraw};
-use crate::sockets::Listeners;
+use crate::rules::{Uncaptured, withdraw};
 
 const POD: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(10, 77, 0, 2)), IpAddr::V6(Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 2))];
@@ -32,15 +31,6 @@ fn connect(from: IpAddr, to: IpAddr, within: Duration) -> io::Result<Socket> {
     socket.bind(&SocketAddr::from((from, CLIENT)).into())?;
     socket.connect_timeout(&SocketAddr::from((to, SERVER)).into(), within)?;
     Ok(socket)
-}
-
-fn enrol(pair: &Pair) -> Installed {
-    let namespace = pair.pod.open().ident();
-    pair.in_pod(move || {
-        let listeners = Listeners::bind().expect("listeners");
-        Installed::install(Ports::prove(listeners, namespace).expect("live"), Uncaptured::Dropped)
-            .expect("rules")
-    })
 }
 
 fn waits(listener: &TcpListener) -> bool {
@@ -84,7 +74,7 @@ fn what_ended_unseen_hides_no_connection_that_leaves() {
         let server = listen(&pair.node, node);
         half_seen(&pair, pod, node, &pair.pod);
         assert!(waits(&server));
-        let installed = enrol(&pair);
+        let installed = pair.enrol();
         let again = pair.in_pod(move || connect(pod, node, DEADLINE));
         assert!(!waits(&server), "{pod} to {node} went past the capture");
         assert!(again.is_ok() && waits(&installed.listeners().outbound), "{again:?}");
@@ -99,7 +89,7 @@ fn what_ended_unseen_hides_no_connection_that_arrives() {
         let server = listen(&pair.pod, pod);
         half_seen(&pair, node, pod, &pair.node);
         assert!(waits(&server));
-        let installed = enrol(&pair);
+        let installed = pair.enrol();
         let again = pair.in_node(move || connect(node, pod, DEADLINE));
         assert!(!waits(&server), "{node} to {pod} went past the capture");
         assert!(again.is_ok() && waits(&installed.listeners().plaintext), "{again:?}");
@@ -116,7 +106,7 @@ fn what_is_open_lives_on() {
     pair.in_pod(|| nftables::release().expect("rules that capture nothing"));
     let mut client = pair.in_pod(move || connect(pod, node, DEADLINE).expect("nothing is captured"));
     let (mut served, _) = server.accept().expect("connected");
-    let _installed = enrol(&pair);
+    let _installed = pair.enrol();
     client.write_all(b"ping").expect("sent");
     let mut bytes = [0; 4];
     served.set_read_timeout(Some(DEADLINE)).expect("an option");
@@ -132,7 +122,7 @@ fn what_is_not_tracked_is_not_let_through() {
     for (pod, node) in POD.into_iter().zip(NODE) {
         let outside = listen(&pair.node, node);
         let inside = listen(&pair.pod, pod);
-        let _installed = enrol(&pair);
+        let _installed = pair.enrol();
         pair.in_pod(deeds::track_nothing);
         let left = pair.in_pod(move || connect(pod, node, BLOCKED));
         assert!(left.is_err() && !waits(&outside), "{pod} to {node} went past the capture");

@@ -5,9 +5,8 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use super::*;
+use crate::rules::Installed;
 use crate::rules::fixture::{Named, Pair, setting, within};
-use crate::rules::{Installed, Ports, Uncaptured};
-use crate::sockets::Listeners;
 
 const V4: &str = "10.77.0.2";
 const V6: &str = "fd77::2";
@@ -18,17 +17,13 @@ const PATIENCE: Duration = Duration::from_millis(300);
 /// A captured pod behind whose listeners nobody accepts, and its app, which answers each connection.
 fn captured(name: &str) -> (Pair, Installed) {
     let pair = Pair::new(name);
-    let ident = pair.pod.open().ident();
     let app = pair.in_pod(|| TcpListener::bind(("::", APP)).expect("a free port"));
     std::thread::spawn(move || {
         while let Ok((mut stream, _)) = app.accept() {
             let _ = stream.write_all(b"app");
         }
     });
-    let installed = pair.in_pod(move || {
-        let ports = Ports::prove(Listeners::bind().expect("listeners"), ident).expect("live");
-        Installed::install(ports, Uncaptured::Dropped).expect("rules")
-    });
+    let installed = pair.enrol();
     (pair, installed)
 }
 

@@ -20,9 +20,8 @@ pub(crate) fn make_dormant() {
 }
 
 pub(crate) fn add_foreign_drop() {
-    let table = Attributes::new().text(1, "theirs").big_endian(2, 0);
     commit(vec![
-        request("their table", libc::NFT_MSG_NEWTABLE, CREATE).with(&table),
+        add_table("theirs"),
         add_chain("theirs", "drops", "filter", HOOK_OUTPUT, -200),
         add_rule("theirs", "drops", "theirs", &Expressions::new().tcp().drop()),
     ])
@@ -31,8 +30,7 @@ pub(crate) fn add_foreign_drop() {
 
 /// Exempts everything from connection tracking.
 pub(crate) fn track_nothing() {
-    let table = Attributes::new().text(1, "theirs").big_endian(2, 0);
-    let mut batch = vec![request("their table", libc::NFT_MSG_NEWTABLE, CREATE).with(&table)];
+    let mut batch = vec![add_table("theirs")];
     for (name, hook) in [("arrives", HOOK_PREROUTING), ("leaves", HOOK_OUTPUT)] {
         batch.push(add_chain("theirs", name, "filter", hook, -300));
         batch.push(add_rule("theirs", name, "theirs", &Expressions::new().untracked()));

@@ -83,13 +83,10 @@ fn confirm(mut stream: TcpStream) {
 struct Source(usize);
 
 impl Receive for Source {
-    async fn receive(
-        &mut self,
-        mut offer: impl FnMut(&[u8]) -> usize,
-    ) -> Result<Option<buffer::Read>, Broken> {
+    async fn receive(&mut self, to: &impl Transmit) -> Result<Option<buffer::Read>, Broken> {
         let Some(left) = self.0.checked_sub(1) else { return Ok(None) };
         self.0 = left;
-        let taken = offer(PIECE);
+        let taken = to.offer(PIECE);
         Ok(Some(buffer::Read { taken, rest: Bytes::from_static(&PIECE[taken..]) }))
     }
 

@@ -30,7 +30,7 @@ pub struct StreamReceive(RecvStream);
 
 impl Receive for StreamReceive {
     /// What comes is a piece of a larger buffer already.
-    async fn receive(&mut self, _: impl FnMut(&[u8]) -> usize) -> Result<Option<Read>, Broken> {
+    async fn receive(&mut self, _: &impl Transmit) -> Result<Option<Read>, Broken> {
         match self.0.data().await {
             None => Ok(None),
             Some(Ok(rest)) => Ok(Some(Read { taken: 0, rest })),

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::{buffer, spare, turn, uring};
+use super::{buffer, pipe, spare, turn, uring};
 
 /// Well within the 30 s in which memory is promised to be back.
 const PERIOD: Duration = Duration::from_secs(5);
@@ -25,6 +25,7 @@ pub(super) async fn give_back() {
                 returned = now;
                 buffer::release();
                 spare::release();
+                pipe::release();
                 uring::release();
             }
             collect(quiet);

@@ -8,6 +8,7 @@ pub mod budget;
 pub mod buffer;
 pub mod load;
 mod memory;
+pub mod pipe;
 pub mod priority;
 pub mod privileges;
 pub mod share;

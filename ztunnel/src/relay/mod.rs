@@ -8,6 +8,7 @@
 //! Must not know HTTP/2 or TLS: the far side is whatever implements `Receive` and `Transmit`.
 
 mod connection;
+mod splice;
 pub mod tcp;
 pub mod uring;
 
@@ -17,6 +18,7 @@ use std::io;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
+use tokio::net::TcpStream;
 
 use crate::io::buffer::Read;
 pub use connection::Connection;
@@ -48,12 +50,9 @@ impl std::fmt::Display for Side {
 
 /// Where bytes come from.
 pub trait Receive {
-    /// The next bytes; `None` is a clean end. They may be given to `offer` first, which takes as many as it likes, so that they
-    /// need not be kept for a `transmit`.
-    fn receive(
-        &mut self,
-        offer: impl FnMut(&[u8]) -> usize,
-    ) -> impl Future<Output = Result<Option<Read>, Broken>>;
+    /// The next bytes; `None` is a clean end. They may be offered to where they go first, so that they need not be kept for a
+    /// `transmit`.
+    fn receive(&mut self, to: &impl Transmit) -> impl Future<Output = Result<Option<Read>, Broken>>;
 
     /// The other side took this many bytes: credit for them may be given back.
     fn taken(&mut self, count: usize);
@@ -63,6 +62,11 @@ pub trait Receive {
 pub trait Transmit {
     /// Takes what it can without waiting and without keeping it. What goes wrong shows in the next `transmit`.
     fn offer(&self, bytes: &[u8]) -> usize;
+
+    /// What the kernel can move bytes into by itself, and which side it is.
+    fn socket(&self) -> Option<(&TcpStream, Side)> {
+        None
+    }
 
     /// Returns once the bytes are on their way; the next are not read before.
     fn transmit(&self, bytes: Bytes) -> impl Future<Output = Result<(), Broken>>;
@@ -152,7 +156,7 @@ fn carry<R: Receive, T: Transmit>(
             // Not named: what is kept while something is awaited, each connection has memory for.
             let Some(Read { taken, rest }) = (tokio::select! {
                 biased;
-                received = from.receive(|bytes| to.offer(bytes)) => received?,
+                received = from.receive(to) => received?,
                 // Boxed: few connections have a side that ended long before the other, and the others need no memory for it.
                 broken = async { poll_fn(|context| to_ended.poll(context)).await; Box::pin(to.reset()).await } => return Err(broken),
             }) else {

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::io::share::{Account, as_one_of};
-use crate::io::uring;
+use crate::io::{pipe, uring};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 /// A socket of which nobody takes anything for so long is full.
@@ -72,7 +72,7 @@ async fn relayed() -> Relayed {
     Relayed { client, server, counts, cut, task }
 }
 
-async fn all(stream: &mut TcpStream) -> Vec<u8> {
+async fn all_of(stream: &mut TcpStream) -> Vec<u8> {
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes).await.expect("a clean end");
     bytes
@@ -108,10 +108,10 @@ fn each_direction_ends_by_itself_and_is_counted() {
         let mut ends = relayed().await;
         ends.client.write_all(b"hello").await.expect("sent");
         ends.client.shutdown().await.expect("half-closed");
-        assert_eq!(all(&mut ends.server).await, b"hello");
+        assert_eq!(all_of(&mut ends.server).await, b"hello");
         ends.server.write_all(b"a longer answer").await.expect("sent");
         drop(ends.server);
-        assert_eq!(all(&mut ends.client).await, b"a longer answer");
+        assert_eq!(all_of(&mut ends.client).await, b"a longer answer");
         assert!(matches!(ends.task.await, Ok(Some(Ok(())))));
         assert_eq!(ends.counts.each_ref().map(Cell::get), [5, 15]);
     });
@@ -207,8 +207,8 @@ fn a_relay_that_is_dropped_closes_both_ends() {
         let mut ends = relayed().await;
         echo(&mut ends, b"x").await;
         ends.task.abort();
-        assert!(all(&mut ends.client).await.is_empty());
-        assert!(all(&mut ends.server).await.is_empty());
+        assert!(all_of(&mut ends.client).await.is_empty());
+        assert!(all_of(&mut ends.server).await.is_empty());
     });
 }
 
@@ -259,6 +259,32 @@ fn few_connections_keep_a_large_buffer_and_none_that_has_ended() {
         while uring::lent() > 0 {
             tokio::task::yield_now().await;
         }
+    });
+}
+
+/// More than there are pipes for.
+#[test]
+fn few_connections_keep_a_pipe_and_none_that_moves_or_has_ended() {
+    on_both(async || {
+        let mut many = Vec::new();
+        for _ in 0..12 {
+            let ends = relayed().await;
+            let bytes = vec![7; 1 << 20];
+            // Nobody reads, so that at some time nothing more is taken.
+            while timeout(FULL, fill(&ends.client, &bytes)).await.is_ok() {}
+            many.push(ends);
+        }
+        let all = if uring::is_running() { 0 } else { 8 };
+        assert_eq!(pipe::lent(), all);
+        for Relayed { mut client, mut server, task, counts, .. } in many {
+            client.shutdown().await.expect("half-closed");
+            let read = all_of(&mut server).await;
+            assert!(read.iter().all(|byte| *byte == 7));
+            assert_eq!(counts[0].get(), read.len());
+            drop((client, server));
+            assert!(matches!(task.await, Ok(Some(Ok(())))));
+        }
+        assert_eq!(pipe::lent(), 0);
     });
 }
 

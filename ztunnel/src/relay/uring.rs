@@ -32,9 +32,10 @@ pub struct UringReceive<'a> {
 }
 
 impl Receive for UringReceive<'_> {
-    async fn receive(&mut self, mut offer: impl FnMut(&[u8]) -> usize) -> Result<Option<Read>, Broken> {
+    async fn receive(&mut self, to: &impl Transmit) -> Result<Option<Read>, Broken> {
         let Self { socket, receiver, side } = self;
-        match poll_fn(|context| receiver.poll_receive(socket, context, &mut offer)).await {
+        match poll_fn(|context| receiver.poll_receive(socket, context, |bytes: &[u8]| to.offer(bytes))).await
+        {
             Ok(read) => Ok((read.taken > 0 || !read.rest.is_empty()).then_some(read)),
             Err(error) => Err(broken(error, *side)),
         }

@@ -103,8 +103,8 @@ async fn read_all(tls: tls::Stream, all: Rc<Notify>) {
     let read = |incoming: Incoming| {
         let (left, all) = (left.clone(), all.clone());
         async move {
-            let (mut receive, _transmit) = incoming.accept(HeaderMap::new()).expect("it is open").halves();
-            while let Ok(Some(read)) = receive.receive(|_| 0).await {
+            let (mut receive, transmit) = incoming.accept(HeaderMap::new()).expect("it is open").halves();
+            while let Ok(Some(read)) = receive.receive(&transmit).await {
                 left.set(left.get() - read.rest.len());
                 if left.get() == 0 {
                     all.notify_one();

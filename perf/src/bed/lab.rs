@@ -8,6 +8,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Once;
 use std::time::Duration;
 
 use ztunnel_lab::addresses::node_addresses;
@@ -15,6 +16,7 @@ use ztunnel_lab::lab::Options;
 use ztunnel_lab::{Lab, Mesh, namespace, traffic, wait_until};
 
 use super::{BULK, Bed, ECHO, ENDLESS, Ends, HTTP, Measured, Place, SERVERS, Server};
+use crate::machine;
 use crate::peer::{self, Peer};
 use crate::relay::Route;
 use crate::scenario::{Outcome, Scenario};
@@ -25,6 +27,8 @@ const PORTS: [u16; 4] = [ECHO, BULK, HTTP, ENDLESS];
 const NEAR: u16 = 1000;
 const NODES: [&str; 2] = ["a", "b"];
 const READY: Duration = Duration::from_secs(60);
+/// For the machine to come to rest.
+const REST: Duration = Duration::from_secs(10);
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -77,6 +81,17 @@ fn forget_closed(lab: &Lab) -> io::Result<()> {
     each.try_for_each(|name| namespace::run(name, forget).map_err(io::Error::other)?)
 }
 
+/// Once: what others do is in every figure, but seldom for one bed only.
+fn tell_unrest(used: f64) {
+    static TOLD: Once = Once::new();
+    TOLD.call_once(|| {
+        eprintln!(
+            "the machine is not at rest: others use {:.0} % of its CPU time, {REST:?} after a bed is up; figures will vary",
+            used * 100.0
+        );
+    });
+}
+
 impl LabBed {
     fn make(variant: &Variant, congestion: &str) -> Result<Self, Error> {
         let mut mesh = Mesh::new();
@@ -114,6 +129,9 @@ impl LabBed {
             Variant::Direct | Variant::Ours { .. } | Variant::Plain | Variant::Workers { .. } => {}
         }
         bed.wait_serving(variant)?;
+        if let Err(used) = machine::comes_to_rest(REST) {
+            tell_unrest(used);
+        }
         Ok(bed)
     }
 

@@ -34,20 +34,22 @@ impl Machine {
     }
 }
 
-/// How long it is looked at, and how much of its time may be in use then, for it to count as at rest.
+/// How often it is looked at, how many CPUs may be in use then, and how many times in turn, for it to count as at rest.
 const LOOK: Duration = Duration::from_millis(200);
-const AT_REST: f64 = 0.05;
+const AT_REST: f64 = 0.1;
+const LOOKS: u32 = 2;
 
 /// Waits until the machine does nothing else, which is for seconds what the bed before this one left behind: the kernel takes
-/// namespaces apart long after they are gone from sight. When it does not come to rest, the error is the share of its time in use.
+/// namespaces apart long after they are gone from sight. When it does not come to rest, the error is how many CPUs are in use.
 pub fn comes_to_rest(deadline: Duration) -> Result<(), f64> {
     let until = Instant::now() + deadline;
-    let mut before = Times::now();
+    let (mut before, mut looks) = (Times::now(), 0);
     loop {
         sleep(LOOK);
         let now = Times::now();
         let used = now.used_since(&before);
-        if used <= AT_REST {
+        looks = if used <= AT_REST { looks + 1 } else { 0 };
+        if looks == LOOKS {
             return Ok(());
         }
         if Instant::now() >= until {
@@ -61,6 +63,7 @@ pub fn comes_to_rest(deadline: Duration) -> Result<(), f64> {
 struct Times {
     used: u64,
     all: u64,
+    cpus: usize,
 }
 
 impl Times {
@@ -71,16 +74,17 @@ impl Times {
 
     fn read(stat: &str) -> Self {
         let line = stat.lines().next().unwrap_or_default();
+        let cpus = stat.lines().skip(1).take_while(|line| line.starts_with("cpu")).count();
         let times: Vec<u64> = line.split_whitespace().skip(1).filter_map(|time| time.parse().ok()).collect();
-        // Those of guests are counted in those of users already. What another machine has stolen, nobody here used.
-        let all: u64 = times.iter().take(8).sum();
-        let not_used: u64 = [3, 4, 7].iter().filter_map(|at| times.get(*at)).sum();
-        Self { used: all - not_used, all }
+        // Those of guests are counted in those of users already; what another machine has stolen, nobody here could use.
+        let all: u64 = times.iter().take(7).sum();
+        let idle: u64 = times.iter().skip(3).take(2).sum();
+        Self { used: all - idle, all, cpus }
     }
 
     fn used_since(&self, before: &Self) -> f64 {
         let all = self.all.saturating_sub(before.all).max(1);
-        self.used.saturating_sub(before.used) as f64 / all as f64
+        self.used.saturating_sub(before.used) as f64 / all as f64 * self.cpus as f64
     }
 }
 
@@ -97,22 +101,10 @@ mod tests {
 
     #[test]
     fn idle_waiting_and_stolen_time_is_not_used() {
-        let before = Times::read("cpu  100 0 50 1000 10 0 0 5 20 0\ncpu0 1 1 1 1 1 1 1 1 1 1\n");
-        let now = Times::read("cpu  110 0 55 1070 20 0 5 5 99 0\n");
-        assert!((now.used_since(&before) - 0.2).abs() < 1e-9);
+        let cpus = "cpu0 1 1 1 1 1 1 1 1 1 1\ncpu1 1 1 1 1 1 1 1 1 1 1\nintr 5 cpu 1\n";
+        let before = Times::read(&format!("cpu  100 0 50 1000 10 0 0 5 20 0\n{cpus}"));
+        let now = Times::read(&format!("cpu  110 0 55 1070 20 0 5 50 99 0\n{cpus}"));
+        assert!((now.used_since(&before) - 0.4).abs() < 1e-9);
         assert!(Times::read("").used_since(&before) < 1e-9, "not told");
-    }
-
-    #[test]
-    fn work_keeps_a_machine_from_rest() {
-        let done = std::sync::atomic::AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            for _ in 0..Machine::own().cores {
-                scope.spawn(|| while !done.load(std::sync::atomic::Ordering::Relaxed) {});
-            }
-            let found = comes_to_rest(Duration::ZERO);
-            done.store(true, std::sync::atomic::Ordering::Relaxed);
-            assert!(found.expect_err("it works") > 0.5);
-        });
     }
 }

@@ -8,7 +8,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ztunnel_lab::addresses::node_addresses;
@@ -27,8 +27,9 @@ const PORTS: [u16; 4] = [ECHO, BULK, HTTP, ENDLESS];
 const NEAR: u16 = 1000;
 const NODES: [&str; 2] = ["a", "b"];
 const READY: Duration = Duration::from_secs(60);
-/// For the machine to come to rest.
+/// For the machine to come to rest, and once it did not.
 const REST: Duration = Duration::from_secs(10);
+const UNREST: Duration = Duration::from_secs(1);
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -81,15 +82,17 @@ fn forget_closed(lab: &Lab) -> io::Result<()> {
     each.try_for_each(|name| namespace::run(name, forget).map_err(io::Error::other)?)
 }
 
-/// Once: what others do is in every figure, but seldom for one bed only.
-fn tell_unrest(used: f64) {
-    static TOLD: Once = Once::new();
-    TOLD.call_once(|| {
+/// Before the first connection. Where others work too, their work is in every figure; that is said once.
+fn rest() {
+    static RESTLESS: AtomicBool = AtomicBool::new(false);
+    let deadline = if RESTLESS.load(Ordering::Relaxed) { UNREST } else { REST };
+    if let Err(cpus) = machine::comes_to_rest(deadline)
+        && !RESTLESS.swap(true, Ordering::Relaxed)
+    {
         eprintln!(
-            "the machine is not at rest: others use {:.0} % of its CPU time, {REST:?} after a bed is up; figures will vary",
-            used * 100.0
+            "the machine is not at rest {REST:?} after a bed is up: {cpus:.1} of its CPUs are in use; figures will vary"
         );
-    });
+    }
 }
 
 impl LabBed {
@@ -128,10 +131,8 @@ impl LabBed {
             Variant::Peer(peer) => bed.start_peers(peer)?,
             Variant::Direct | Variant::Ours { .. } | Variant::Plain | Variant::Workers { .. } => {}
         }
+        rest();
         bed.wait_serving(variant)?;
-        if let Err(used) = machine::comes_to_rest(REST) {
-            tell_unrest(used);
-        }
         Ok(bed)
     }
 

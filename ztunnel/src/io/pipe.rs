@@ -1,13 +1,13 @@
 //! The pipes of a worker, through which the kernel moves bytes from one socket to another without copying them (splice(2)).
 //!
 //! Connections have none of their own. One borrows a pipe for as long as it has bytes in there, and there are few: each takes two
-//! of the process's files, and what is in it is counted for nobody.
+//! of the process's files and 256 KiB of the pages that a user may have in pipes, and what is in it is counted for nobody.
 
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
+use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with, splice};
 
 use super::buffer::READ_SIZE;
 
@@ -15,6 +15,8 @@ use super::buffer::READ_SIZE;
 const MOST: usize = 8;
 
 thread_local! {
+    /// The kernel gave none; it is asked again when the worker has been quiet.
+    static REFUSED: Cell<bool> = const { Cell::new(false) };
     static LENT: Cell<usize> = const { Cell::new(0) };
     static SPARE: RefCell<Vec<Ends>> = const { RefCell::new(Vec::new()) };
 }
@@ -34,19 +36,24 @@ pub struct Pipe {
 impl Ends {
     fn new() -> Option<Self> {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).ok()?;
-        // Beyond what a user may have (fs.pipe-user-pages-soft) it stays as it is, and moves less at a time.
-        let _ = fcntl_setpipe_size(&write, READ_SIZE);
+        // Room for as much as is moved at a time, one page in each place. With less than is copied at a time it would not be worth it, so
+        // where a user may not have more (fs.pipe-user-pages-soft) there is none; four times as much gains nothing.
+        if fcntl_getpipe_size(&write).ok()? < READ_SIZE {
+            fcntl_setpipe_size(&write, READ_SIZE).ok()?;
+        }
         Some(Self { read, write })
     }
 }
 
 impl Pipe {
-    /// An empty one. None when all are lent, or when the process may have no more files.
+    /// An empty one. None when all are lent, or when the process may have no more files or pages.
     pub fn take() -> Option<Self> {
-        if LENT.get() == MOST {
+        if LENT.get() == MOST || REFUSED.get() {
             return None;
         }
-        let ends = SPARE.with_borrow_mut(Vec::pop).or_else(Ends::new)?;
+        let ends = SPARE.with_borrow_mut(Vec::pop).or_else(Ends::new);
+        REFUSED.set(ends.is_none());
+        let ends = ends?;
         LENT.set(LENT.get() + 1);
         Some(Self { ends: Some(ends), length: 0 })
     }
@@ -56,18 +63,18 @@ impl Pipe {
         self.length
     }
 
-    /// Takes what the socket has and there is room for; nothing at all means the end of the stream.
+    /// Takes what the socket has and there is room for. Nothing at all is mostly the end of the stream, and always something for a read.
     pub fn fill(&mut self, from: impl AsFd) -> io::Result<usize> {
         let count = self.ends.as_ref().map_or(Ok(0), |ends| moved(from, &ends.write, READ_SIZE))?;
         self.length += count;
         Ok(count)
     }
 
-    /// Gives the socket what it has room for.
+    /// Gives the socket what it has room for; never of an empty pipe.
     pub fn drain(&mut self, to: impl AsFd) -> io::Result<()> {
         let count = self.ends.as_ref().map_or(Ok(0), |ends| moved(&ends.read, to, self.length))?;
         self.length -= count;
-        Ok(())
+        if count == 0 { Err(io::ErrorKind::WriteZero.into()) } else { Ok(()) }
     }
 }
 
@@ -93,4 +100,5 @@ pub fn lent() -> usize {
 /// Closes those of this thread that are not lent.
 pub(super) fn release() {
     SPARE.take();
+    REFUSED.set(false);
 }

@@ -25,6 +25,10 @@ pub struct Keepalive {
 
 /// Sets the options that every relayed connection has. What a listener accepts has those of the listener, so there it is done
 /// once.
+///
+/// TCP_NODELAY, because what is relayed has been gathered before, by the application or in a tunnel. Not TCP_QUICKACK: the answer mostly
+/// carries the acknowledgement. Set after each read it took a quarter of the HTTP requests per second (28.6k and 30.5k instead of
+/// 38.9k and 36.5k, 1.3 to 1.4 times the CPU of each), and gave a ping-pong nothing (p50 167 instead of 165 us).
 pub fn prepare<'a>(socket: impl Into<SockRef<'a>>, options: &Options) -> io::Result<()> {
     let socket = socket.into();
     socket.set_tcp_nodelay(true)?;

@@ -187,18 +187,22 @@ fn a_relay_that_is_cut_resets_both_ends_at_once_whatever_is_in_flight() {
         is_reset(idle.server).await;
 
         let stuck = relayed().await;
-        let bytes = vec![7; 1 << 20];
-        // Nobody reads, so that at some time nothing more is taken.
-        while timeout(FULL, fill(&stuck.client, &bytes)).await.is_ok() {}
+        fill(&stuck.client).await;
         stuck.cut.cancel();
         is_reset(stuck.client).await;
         is_reset(stuck.server).await;
+        assert_eq!(pipe::lent(), 0);
     });
 }
 
-async fn fill(stream: &TcpStream, bytes: &[u8]) {
-    stream.writable().await.expect("it lives");
-    let _ = stream.try_write(bytes);
+/// Nobody reads, so that at some time nothing more is taken.
+async fn fill(stream: &TcpStream) -> usize {
+    let (bytes, mut sent) = (vec![7; 1 << 20], 0);
+    while let Ok(writable) = timeout(FULL, stream.writable()).await {
+        writable.expect("it lives");
+        sent += stream.try_write(&bytes).unwrap_or(0);
+    }
+    sent
 }
 
 #[test]
@@ -269,22 +273,55 @@ fn few_connections_keep_a_pipe_and_none_that_moves_or_has_ended() {
         let mut many = Vec::new();
         for _ in 0..12 {
             let ends = relayed().await;
-            let bytes = vec![7; 1 << 20];
-            // Nobody reads, so that at some time nothing more is taken.
-            while timeout(FULL, fill(&ends.client, &bytes)).await.is_ok() {}
-            many.push(ends);
+            let sent = fill(&ends.client).await;
+            many.push((ends, sent));
         }
         let all = if uring::is_running() { 0 } else { 8 };
         assert_eq!(pipe::lent(), all);
-        for Relayed { mut client, mut server, task, counts, .. } in many {
+        for (Relayed { mut client, mut server, task, counts, .. }, sent) in many {
             client.shutdown().await.expect("half-closed");
-            let read = all_of(&mut server).await;
-            assert!(read.iter().all(|byte| *byte == 7));
-            assert_eq!(counts[0].get(), read.len());
+            assert!(all_of(&mut server).await == vec![7; sent]);
+            assert_eq!(counts[0].get(), sent);
             drop((client, server));
             assert!(matches!(task.await, Ok(Some(Ok(())))));
         }
         assert_eq!(pipe::lent(), 0);
+    });
+}
+
+#[test]
+fn a_reset_is_carried_although_much_is_on_its_way() {
+    on_both(async || {
+        let ends = relayed().await;
+        fill(&ends.client).await;
+        reset(ends.server);
+        is_reset(ends.client).await;
+        assert!(matches!(ends.task.await, Ok(Some(Ok(())))), "an ordinary way to end");
+        assert_eq!(pipe::lent(), 0);
+    });
+}
+
+/// It is not carried on as such (RFC 6093 section 6), and all that stands before and after it is.
+#[test]
+fn urgent_data_holds_nothing_up() {
+    const LENGTH: usize = 4 << 20;
+    on_both(async || {
+        let Relayed { mut client, mut server, task, .. } = relayed().await;
+        let bytes = vec![7; LENGTH];
+        let send = async {
+            for _ in 0..4 {
+                client.write_all(&bytes).await.expect("sent");
+                client.writable().await.expect("it lives");
+                SockRef::from(&client).send_out_of_band(b"!").expect("sent");
+            }
+            client.write_all(b"the end").await.expect("sent");
+            client.shutdown().await.expect("half-closed");
+        };
+        let ((), read) = tokio::join!(send, all_of(&mut server));
+        assert_eq!(read.iter().filter(|byte| **byte == 7).count(), 4 * LENGTH);
+        assert!(read.ends_with(b"the end"));
+        drop((client, server));
+        assert!(matches!(task.await, Ok(Some(Ok(())))));
     });
 }
 

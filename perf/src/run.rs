@@ -32,8 +32,8 @@ pub enum Error {
     Interrupted,
 }
 
-/// For a bed to come up, on a machine that rests then.
-const BED: Duration = Duration::from_secs(4);
+/// For a bed to come up.
+const BED: Duration = Duration::from_secs(2);
 
 impl Plan {
     /// How long it takes, about.

@@ -8,7 +8,6 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ztunnel_lab::addresses::node_addresses;
@@ -16,7 +15,6 @@ use ztunnel_lab::lab::Options;
 use ztunnel_lab::{Lab, Mesh, namespace, traffic, wait_until};
 
 use super::{BULK, Bed, ECHO, ENDLESS, Ends, HTTP, Measured, Place, SERVERS, Server};
-use crate::machine;
 use crate::peer::{self, Peer};
 use crate::relay::Route;
 use crate::scenario::{Outcome, Scenario};
@@ -27,9 +25,6 @@ const PORTS: [u16; 4] = [ECHO, BULK, HTTP, ENDLESS];
 const NEAR: u16 = 1000;
 const NODES: [&str; 2] = ["a", "b"];
 const READY: Duration = Duration::from_secs(60);
-/// For the machine to come to rest, and once it did not.
-const REST: Duration = Duration::from_secs(10);
-const UNREST: Duration = Duration::from_secs(1);
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -82,19 +77,6 @@ fn forget_closed(lab: &Lab) -> io::Result<()> {
     each.try_for_each(|name| namespace::run(name, forget).map_err(io::Error::other)?)
 }
 
-/// Before the first connection. Where others work too, their work is in every figure; that is said once.
-fn rest() {
-    static RESTLESS: AtomicBool = AtomicBool::new(false);
-    let deadline = if RESTLESS.load(Ordering::Relaxed) { UNREST } else { REST };
-    if let Err(cpus) = machine::comes_to_rest(deadline)
-        && !RESTLESS.swap(true, Ordering::Relaxed)
-    {
-        eprintln!(
-            "the machine is not at rest {REST:?} after a bed is up: {cpus:.1} of its CPUs are in use; figures will vary"
-        );
-    }
-}
-
 impl LabBed {
     fn make(variant: &Variant, congestion: &str) -> Result<Self, Error> {
         let mut mesh = Mesh::new();
@@ -131,7 +113,6 @@ impl LabBed {
             Variant::Peer(peer) => bed.start_peers(peer)?,
             Variant::Direct | Variant::Ours { .. } | Variant::Plain | Variant::Workers { .. } => {}
         }
-        rest();
         bed.wait_serving(variant)?;
         Ok(bed)
     }

@@ -48,6 +48,17 @@ impl std::fmt::Display for Side {
     }
 }
 
+/// Writing to a connection that the other end closed is answered by RST (RFC 9293 section 3.10.7.1), which shows up
+/// as EPIPE or ECONNRESET.
+fn broken(error: io::Error, side: Side) -> Broken {
+    match error.kind() {
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionAborted => {
+            Broken::Reset(side)
+        }
+        _ => Broken::Io { side, source: error },
+    }
+}
+
 /// Where bytes come from.
 pub trait Receive {
     /// The next bytes; `None` is a clean end. They may be offered to where they go first, so that they need not be kept for a

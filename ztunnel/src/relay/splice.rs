@@ -9,8 +9,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-use super::tcp::broken;
-use super::{Broken, Side};
+use super::{Broken, Side, broken};
 use crate::io::pipe::Pipe;
 use crate::io::turn;
 

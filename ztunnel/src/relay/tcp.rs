@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
 use super::splice::Splice;
-use super::{Broken, Receive, Side, Transmit};
+use super::{Broken, Receive, Side, Transmit, broken};
 use crate::io::buffer::{self, Read};
 use crate::net::socket::{end_sending, reset_on_close};
 
@@ -95,16 +95,5 @@ impl Transmit for TcpTransmit<'_> {
 
     fn abort(&self) {
         reset_on_close(self.write.as_ref());
-    }
-}
-
-/// Writing to a connection that the other end closed is answered by RST (RFC 9293 section 3.10.7.1), which shows up
-/// as EPIPE or ECONNRESET.
-pub(super) fn broken(error: io::Error, side: Side) -> Broken {
-    match error.kind() {
-        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionAborted => {
-            Broken::Reset(side)
-        }
-        _ => Broken::Io { side, source: error },
     }
 }

@@ -12,8 +12,7 @@ use std::future::poll_fn;
 
 use bytes::Bytes;
 
-use super::tcp::broken;
-use super::{Broken, Receive, Side, Transmit};
+use super::{Broken, Receive, Side, Transmit, broken};
 use crate::io::buffer::Read;
 use crate::io::uring::{self, Errors, Receiver, Socket};
 use crate::net::socket::{end_sending, reset_on_close};
